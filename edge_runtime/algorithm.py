@@ -1,0 +1,218 @@
+"""What an algorithm is: the waist between the mathematics and everything that moves, stores or trains.
+
+An algorithm is one module in `edge_runtime/algorithms/` (or one of the user's own) with five names, in this order:
+
+    Config    frozen dataclass: the paper's symbols paired with words; checks itself in __post_init__ (ConfigError)
+    Down      frozen dataclass: what the server half sends to one device for one round
+    Up        frozen dataclass: what that device sends back
+    Client    the device's half
+    Server    the coordinator's half
+
+`Down` and `Up` hold only int, float, bytes and one-dimensional float32 arrays, so that the codec can carry them
+(`compression/codec.py`). Their types are the contract between the halves.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import pkgutil
+import typing
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.compression import codec
+from edge_runtime.errors import ConfigError, DecodeError
+from edge_runtime.tree import Flat, Layout, Tree
+
+M = typing.TypeVar("M")
+Value = int | float | bytes | Flat
+State = Mapping[str, Value]
+Pullback = Callable[[NDArray[np.float32]], dict[str, NDArray[np.float32]]]
+
+
+class Oracle(Protocol):
+    """A model that can be evaluated and differentiated: all that an algorithm sees of a backend."""
+
+    def vjp(self, params: Tree, x: NDArray[Any]) -> tuple[NDArray[np.float32], Pullback]:
+        """Evaluate the model and offer its vector-Jacobian product.
+
+        Args:
+            params: the named parameters.
+            x: inputs [batch, ...].
+
+        Returns:
+            The outputs [batch, classes], and a function that takes d loss / d outputs (same shape) to
+            d loss / d params. The function may be called once, or never.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """A layout and the oracle that gives its flat vectors a meaning."""
+
+    layout: Layout
+    oracle: Oracle
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs [batch, ...] and class indices [batch]."""
+
+    x: NDArray[Any]
+    y: NDArray[np.int64]
+
+
+class Batches(Protocol):
+    """A device's training data for one round, and the only source of randomness in it.
+
+    Seeded by (run seed, device, round), so that a repeated round is the same round, bit for bit.
+    """
+
+    rng: np.random.Generator
+
+    def __len__(self) -> int:
+        """Count the training samples."""
+        ...
+
+    def epoch(self, batch_size: int) -> Iterator[Batch]:
+        """Go once through all samples in a new random order; the last batch may be smaller."""
+        ...
+
+    def sample(self, batch_size: int) -> Batch:
+        """Draw one batch of min(batch_size, len) different samples."""
+        ...
+
+
+class Client(Protocol):
+    """The device's half. Made anew for every round from the state that the last applied round left."""
+
+    def __init__(self, config: Any, model: Model, state: State | None) -> None:
+        """Start from `state` (what `state()` gave), or None on a device that has none for this run."""
+        ...
+
+    def shared(self, down: Any) -> Flat | None:
+        """Give the whole shared model where `down` carries it, else None (a masked part is not the whole)."""
+        ...
+
+    def personal(self, down: Any | None) -> Flat:
+        """Give the personal model [size]: before local training as `down` makes it, or (None) after `round`."""
+        ...
+
+    def round(self, down: Any, batches: Batches) -> Any:
+        """Train, and give the Up. Raises DecodeError if `down` does not fit this device's state."""
+        ...
+
+    def state(self) -> State:
+        """Give what must survive until the next round; committed only once the coordinator took the Up."""
+        ...
+
+
+class Server(Protocol):
+    """The coordinator's half. Holds one shared model, however many devices there are."""
+
+    round: int
+
+    def __init__(
+        self, config: Any, layout: Layout, initial: Flat, devices: MutableMapping[str, bytes], seed: int
+    ) -> None:
+        """Start at round 0 from the flat vector `initial` [size].
+
+        `devices` holds what is remembered of each device (its mask, say). It lies on disk in a real coordinator:
+        read and write whole values, keep no copies.
+        """
+        ...
+
+    def down(self, device: str, first: bool) -> Any:
+        """Make the Down of the current round; changes nothing and gives the same whenever it is asked.
+
+        `first`: the device holds no state for this run (its first round, or its disk was lost), so the Down must
+        carry all that the device needs.
+        """
+        ...
+
+    def absorb(self, device: str, up: Any) -> None:
+        """Fold one device's Up into the running sums, at once. Raises DecodeError, changing nothing, if it is unfit."""
+        ...
+
+    def close(self) -> None:
+        """End the round: move the shared model by what was absorbed, and count the round up."""
+        ...
+
+    def shared(self) -> Flat:
+        """Give the shared model [size] as it stands."""
+        ...
+
+    def state(self) -> State:
+        """Give what must survive between rounds (asked only when a round has just closed)."""
+        ...
+
+    def restore(self, state: State) -> None:
+        """Take back what `state()` gave."""
+        ...
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """The five names of one algorithm's module, typed."""
+
+    name: str
+    Config: type[Any]
+    Down: type[Any]
+    Up: type[Any]
+    Client: type[Client]
+    Server: type[Server]
+
+
+def names() -> list[str]:
+    """List the algorithms that come with the package."""
+    package = importlib.import_module("edge_runtime.algorithms")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+
+def load(name: str) -> Algorithm:
+    """Find an algorithm: a name from `names()`, or the dotted path of a user's own module.
+
+    Raises:
+        ConfigError: no such algorithm (with the nearest name), or the module lacks one of the five names.
+    """
+    known = names()
+    if name not in known and "." not in name:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"algorithm: {name!r} is unknown{hint} (known: {', '.join(known)})")
+    try:
+        module = importlib.import_module(f"edge_runtime.algorithms.{name}" if name in known else name)
+        parts = [getattr(module, part) for part in ("Config", "Down", "Up", "Client", "Server")]
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"algorithm: {name!r} cannot be loaded: {error}") from error
+    return Algorithm(name, *parts)
+
+
+def encode(message: Any) -> bytes:
+    """Encode a Down or an Up; the inverse of `decode`."""
+    return codec.encode([getattr(message, field.name) for field in dataclasses.fields(message)])
+
+
+def decode(data: bytes, kind: type[M], layout: Layout) -> M:
+    """Decode hostile bytes into a `kind` (an algorithm's Down or Up) with at most `layout.size` values per array.
+
+    Raises:
+        DecodeError: malformed, too large, of another type, or not finite.
+    """
+    hints = typing.get_type_hints(kind)
+    fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    values = codec.decode(data, max_values=layout.size)
+    if len(values) != len(fields):
+        raise DecodeError(f"{kind.__name__}: {len(values)} fields where {len(fields)} are expected")
+    for name, value in zip(fields, values, strict=True):
+        wanted = np.ndarray if typing.get_origin(hints[name]) is np.ndarray else hints[name]
+        if type(value) is not wanted:
+            raise DecodeError(f"{kind.__name__}.{name}: got a {type(value).__name__}")
+        if isinstance(value, np.ndarray) and not np.isfinite(value).all():
+            raise DecodeError(f"{kind.__name__}.{name}: holds a value that is not finite")
+    return kind(*values)
