@@ -21,7 +21,7 @@ MAY_IMPORT = {
 }
 FRAMEWORKS = {"torch", "onnx", "onnxruntime"}
 FRAMEWORKS_ALLOWED_IN = ("edge_runtime/backends/", "export/", "compression/submodel.py")
-DEVICE_ONLY = ("agent", "store", "backends", "trainer")
+DEVICE_ONLY = ("agent", "store", "backends", "trainer", "trainer_process")
 DEVICE_ONLY_ALLOWED_IN = "coordinator/simulate.py"
 UNSAFE_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve", "yaml"}
 UNSAFE_CALLS = {"eval", "exec"}
@@ -67,7 +67,7 @@ def import_faults(path: str, tree: ast.Module) -> Iterator[str]:
     """Say what a file imports that it may not."""
     layer = path.split("/")[0]
     for name in imported(tree):
-        first = name.split(".")[0]
+        first, second = (*name.split("."), "")[:2]
         target = layer_of(name)
         if name.startswith(".") or first in LINKED:
             yield f"imports {name}: write edge_runtime.… in full"
@@ -75,7 +75,7 @@ def import_faults(path: str, tree: ast.Module) -> Iterator[str]:
             yield f"imports {name}: {layer} may import {', '.join(sorted(MAY_IMPORT[layer]))}"
         if first in FRAMEWORKS and not path.startswith(FRAMEWORKS_ALLOWED_IN):
             yield f"imports {name}: frameworks belong in {', '.join(FRAMEWORKS_ALLOWED_IN)}"
-        device_only = target == "edge_runtime" and name.split(".")[1:2] and name.split(".")[1] in DEVICE_ONLY
+        device_only = target == "edge_runtime" and second in DEVICE_ONLY
         if layer == "coordinator" and device_only and path != DEVICE_ONLY_ALLOWED_IN:
             yield f"imports {name}: of the device's side, only {DEVICE_ONLY_ALLOWED_IN} may"
         if first in UNSAFE_MODULES:
