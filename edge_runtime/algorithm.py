@@ -216,3 +216,23 @@ def decode(data: bytes, kind: type[M], layout: Layout) -> M:
         if isinstance(value, np.ndarray) and not np.isfinite(value).all():
             raise DecodeError(f"{kind.__name__}.{name}: holds a value that is not finite")
     return kind(*values)
+
+
+def encode_evaluation(down: bytes, shared: Flat | None) -> bytes:
+    """Pack an encoded Down and the whole shared model [size] (None: none) for an evaluation."""
+    return codec.encode([down] if shared is None else [down, shared])
+
+
+def decode_evaluation(data: bytes, layout: Layout) -> tuple[bytes, Flat | None]:
+    """Unpack hostile bytes into an encoded Down and the whole shared model; the inverse of `encode_evaluation`.
+
+    Raises:
+        DecodeError: malformed.
+    """
+    values = codec.decode(data, max_values=layout.size)
+    shared = values[1] if len(values) == 2 else None
+    if not 1 <= len(values) <= 2 or not isinstance(values[0], bytes):
+        raise DecodeError("evaluation: not a Down and a shared model")
+    if len(values) == 2 and not (isinstance(shared, np.ndarray) and len(shared) == layout.size):
+        raise DecodeError(f"evaluation: not {layout.size} values of a shared model")
+    return values[0], typing.cast(Flat | None, shared)

@@ -4,6 +4,9 @@ A transport is a lossy, duplicating, reordering datagram bus with topics. Nothin
 protocol (`protocol.py`, `coordinator/rounds.py`) repeats what matters. `Loopback` is here, `Mqtt` in `mqtt.py`.
 """
 
+import heapq
+import itertools
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -45,3 +48,97 @@ class Transport(Protocol):
     def close(self) -> None:
         """Disconnect within a second or so; never blocks on undelivered messages."""
         ...
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What a simulated network does to messages: probabilities, and the longest delay (longer: more reordering)."""
+
+    drop: float = 0.0
+    duplicate: float = 0.0
+    delay_s: float = 0.0
+
+
+class Loopback:
+    """A bus in memory with a clock of its own: deterministic, given its seed.
+
+    Everything that happens is an event at a virtual time; `step` runs the next one. With no faults, messages arrive in
+    the order in which they were sent.
+    """
+
+    def __init__(self, seed: int = 0, faults: Faults = Faults()) -> None:
+        self.now_s = 0.0
+        self._faults = faults
+        self._random = random.Random(seed)  # noqa: S311  # repeatable on purpose
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = itertools.count()
+        self._ends: list[LoopbackEnd] = []
+
+    def end(self) -> "LoopbackEnd":
+        """Make one more participant."""
+        end = LoopbackEnd(self)
+        self._ends.append(end)
+        return end
+
+    def later(self, delay_s: float, event: Callable[[], None]) -> None:
+        """Run `event` after `delay_s` of virtual time."""
+        heapq.heappush(self._events, (self.now_s + delay_s, next(self._count), event))
+
+    def step(self) -> bool:
+        """Run the next event; False if there is none."""
+        if not self._events:
+            return False
+        self.now_s, _, event = heapq.heappop(self._events)
+        event()
+        return True
+
+    def post(self, topic: str, payload: bytes) -> None:
+        """Bring a message to all who listen to its topic, as the faults will have it."""
+        for end in self._ends:
+            if not any(_matches(pattern, topic) for pattern in end.topics):
+                continue
+            if self._random.random() < self._faults.drop:
+                continue
+            for _ in range(2 if self._random.random() < self._faults.duplicate else 1):
+                delay_s = self._random.uniform(0.0, self._faults.delay_s) if self._faults.delay_s else 0.0
+                self.later(delay_s, lambda end=end: end.deliver(topic, payload))  # type: ignore[misc]
+
+
+class LoopbackEnd:
+    """One participant's transport on a `Loopback`. It counts payload bytes: there is no socket."""
+
+    def __init__(self, bus: Loopback) -> None:
+        self.topics: Sequence[str] = ()
+        self._bus = bus
+        self._receive: Receive = lambda topic, payload: None
+        self._up_bytes = self._down_bytes = 0
+
+    def start(self, topics: Sequence[str], receive: Receive, connected: Connected) -> None:
+        """Listen to `topics`."""
+        self.topics, self._receive = topics, receive
+        connected(True)
+
+    def send(self, topic: str, payload: bytes) -> bool:
+        """Post a message."""
+        self._up_bytes += len(payload)
+        self._bus.post(topic, payload)
+        return True
+
+    def deliver(self, topic: str, payload: bytes) -> None:
+        """Take a message from the bus."""
+        self._down_bytes += len(payload)
+        self._receive(topic, payload)
+
+    def traffic(self) -> Traffic:
+        """Count payload bytes."""
+        return Traffic(self._up_bytes, self._down_bytes)
+
+    def close(self) -> None:
+        """Listen no more."""
+        self.topics, self._receive = (), lambda topic, payload: None
+
+
+def _matches(pattern: str, topic: str) -> bool:
+    """Match a topic against a pattern in which a level may be `+`."""
+    wanted, levels = pattern.split("/"), topic.split("/")
+    return len(wanted) == len(levels) and all(want in ("+", level) for want, level in zip(wanted, levels, strict=True))

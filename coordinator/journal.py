@@ -1,0 +1,284 @@
+"""What the coordinator must not forget: one SQLite file and one checkpoint file per run.
+
+    RUN/journal.sqlite      WAL, synchronous FULL: devices, rounds, updates (PRIMARY KEY round, phase, device)
+    RUN/checkpoint-NNNN     the server half's state at the start of round NNNN
+    RUN/spool/DEVICE        an update on its way in
+
+The order is: update journalled, then acknowledged; checkpoint file written, then the row that names it. After a crash
+the run goes on from the last checkpoint and the updates that the journal holds of the open round. Updates of closed
+rounds keep their digest and figures, not their bytes.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from edge_runtime.coordinator.rounds import Progress
+from edge_runtime.errors import ConfigError, DeviceError, RunError
+from edge_runtime.files import write_atomic
+from edge_runtime.message import Blob, Chunk, Offer
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS run (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS device (id TEXT PRIMARY KEY, base TEXT NOT NULL DEFAULT '', memory BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS round (
+    round INTEGER, phase TEXT, cohort TEXT NOT NULL, closed INTEGER NOT NULL DEFAULT 0, checkpoint TEXT,
+    PRIMARY KEY (round, phase)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS upload (
+    round INTEGER, phase TEXT, device TEXT, digest TEXT NOT NULL, payload BLOB, metrics TEXT NOT NULL,
+    reason TEXT NOT NULL DEFAULT '', PRIMARY KEY (round, phase, device)) WITHOUT ROWID;
+"""
+
+
+class Accepted(NamedTuple):
+    """An update that counts."""
+
+    round: int
+    phase: str
+    device: str
+    metrics: dict[str, float]
+
+
+class Journal:
+    """The durable side of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open or make the journal in `folder`.
+
+        Raises:
+            ConfigError: another coordinator has it open.
+            DeviceError: the folder cannot be written.
+        """
+        self.folder = folder
+        try:
+            (folder / "spool").mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(folder)
+            self._database = sqlite3.connect(folder / "journal.sqlite", check_same_thread=False)
+            self._database.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;" + _SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise DeviceError(f"{folder}: the journal cannot be opened: {error}; free some space") from error
+        self.memories: MutableMapping[str, bytes] = _Memories(self._database)
+
+    def close(self) -> None:
+        """Let another coordinator have the run."""
+        self._database.close()
+        self._lock.close()
+
+    def get(self, key: str) -> str | None:
+        """Read one fact about the run."""
+        row = self._database.execute("SELECT value FROM run WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set(self, key: str, value: str) -> None:
+        """Make one fact about the run durable."""
+        with self._transaction():
+            self._database.execute("INSERT OR REPLACE INTO run VALUES (?, ?)", (key, value))
+
+    def next_epoch(self) -> int:
+        """Count this start of the coordinator, durably."""
+        epoch = int(self.get("epoch") or 0) + 1
+        self.set("epoch", str(epoch))
+        return epoch
+
+    def progress(self) -> Progress:
+        """Say where the run stands."""
+        progress = Progress(known={row[0] for row in self._database.execute("SELECT id FROM device")})
+        progress.round = int(self.get("round") or 0)
+        progress.phase = self.get("phase") or "train"
+        progress.finished = self.get("finished") == "yes"
+        where = (progress.round, progress.phase)
+        row = self._database.execute(
+            "SELECT cohort FROM round WHERE round = ? AND phase = ? AND NOT closed", where
+        ).fetchone()
+        if row:
+            progress.cohort = tuple(json.loads(row[0]))
+            query = "SELECT device, digest FROM upload WHERE round = ? AND phase = ? AND reason = ''"
+            progress.accepted = dict(self._database.execute(query, where))
+        return progress
+
+    def register(self, device: str) -> None:
+        """Make it durable that a device exists."""
+        with self._transaction():
+            self._database.execute("INSERT OR IGNORE INTO device (id) VALUES (?)", (device,))
+
+    def base(self, device: str) -> str:
+        """Name the last update of a device that was applied; empty: none."""
+        row = self._database.execute("SELECT base FROM device WHERE id = ?", (device,)).fetchone()
+        return str(row[0]) if row else ""
+
+    def open_round(self, round_: int, phase: str, cohort: tuple[str, ...]) -> None:
+        """Make an assignment durable."""
+        with self._transaction():
+            row = (round_, phase, json.dumps(cohort))
+            self._database.execute("INSERT INTO round (round, phase, cohort) VALUES (?, ?, ?)", row)
+
+    def keep(self, device: str, offer: Offer, chunk: Chunk) -> None:
+        """Put a chunk of an incoming update aside."""
+        path = self.folder / "spool" / device
+        try:
+            with path.open("r+b" if path.exists() else "w+b") as file:
+                file.seek(offer.blob.span(chunk.index)[0])
+                file.write(chunk.data)
+        except OSError as error:
+            raise RunError(
+                f"{path}: cannot be written: {error.strerror}; free some space and resume the run"
+            ) from error
+
+    def take(self, device: str, blob: Blob) -> bytes | None:
+        """Read the incoming update of a device, and drop it; None if its bytes do not have its digest."""
+        path = self.folder / "spool" / device
+        data = path.read_bytes()[: blob.size] if path.exists() else b""
+        path.unlink(missing_ok=True)
+        return data if hashlib.sha256(data).hexdigest() == blob.digest else None
+
+    def accept(self, device: str, offer: Offer, payload: bytes) -> None:
+        """Journal an update that was absorbed, together with what the server half now remembers of the device."""
+        row = (offer.round, offer.phase, device, offer.blob.digest, payload, json.dumps(offer.metrics))
+        with self._transaction():
+            self._database.execute(
+                "INSERT INTO upload (round, phase, device, digest, payload, metrics) VALUES (?, ?, ?, ?, ?, ?)", row
+            )
+            if offer.phase == "train":
+                self._database.execute("UPDATE device SET base = ? WHERE id = ?", (offer.blob.digest, device))
+
+    def reject(self, device: str, offer: Offer, reason: str) -> None:
+        """Journal an update that was thrown out, and take back what absorbing it may have written."""
+        self._database.rollback()
+        row = (offer.round, offer.phase, device, offer.blob.digest, json.dumps(offer.metrics), reason)
+        with self._transaction():
+            self._database.execute(
+                "INSERT INTO upload (round, phase, device, digest, metrics, reason) VALUES (?, ?, ?, ?, ?, ?)", row
+            )
+
+    def fate(self, device: str, offer: Offer) -> tuple[str, str]:
+        """Say what became of an offer, and why: `applied`, `rejected` or `late`."""
+        row = self._database.execute(
+            "SELECT digest, reason FROM upload WHERE round = ? AND phase = ? AND device = ?",
+            (offer.round, offer.phase, device),
+        ).fetchone()
+        if row is None:
+            return "late", "the round is over"
+        if row[0] != offer.blob.digest:
+            return "rejected", "another update of this device stands for this round"
+        return ("rejected", row[1]) if row[1] else ("applied", "")
+
+    def payloads(self, round_: int) -> Iterator[tuple[str, bytes]]:
+        """Go through the accepted updates of the open round, one at a time."""
+        query = "SELECT device, payload FROM upload WHERE round = ? AND phase = 'train' AND reason = '' ORDER BY device"
+        yield from self._database.execute(query, (round_,))
+
+    def rejections(self, round_: int, phase: str) -> dict[str, str]:
+        """List the devices whose update of a round was thrown out, with the reason."""
+        query = "SELECT device, reason FROM upload WHERE round = ? AND phase = ? AND reason != ''"
+        return dict(self._database.execute(query, (round_, phase)))
+
+    def close_round(self, progress: Progress, checkpoint: bytes, following: Progress) -> None:
+        """End a round: the checkpoint first, then the row that names it, in one transaction with what follows."""
+        if progress.phase == "train":
+            self._write_checkpoint(following.round, checkpoint)
+        with self._transaction():
+            where = (progress.round, progress.phase)
+            digest = hashlib.sha256(checkpoint).hexdigest()
+            self._database.execute(
+                "UPDATE round SET closed = 1, checkpoint = ? WHERE round = ? AND phase = ?", (digest, *where)
+            )
+            self._database.execute("UPDATE upload SET payload = NULL WHERE round = ? AND phase = ?", where)
+            facts = {"round": str(following.round), "phase": following.phase, "finished": "no"}
+            if following.finished:
+                facts["finished"] = "yes"
+            self._database.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", facts.items())
+        if progress.phase == "train":
+            self._drop_checkpoints(following.round)
+
+    def checkpoint(self) -> bytes | None:
+        """Read the server half's state at the start of the open round; None before the first has closed.
+
+        Raises:
+            RunError: the file is lost or damaged.
+        """
+        row = self._database.execute(
+            "SELECT round, checkpoint FROM round WHERE closed AND phase = 'train' ORDER BY round DESC LIMIT 1"
+        ).fetchone()
+        if row is None:
+            return None
+        data = self._read_checkpoint(row[0] + 1)
+        if hashlib.sha256(data).hexdigest() != row[1]:
+            raise RunError(f"{self.folder}: the checkpoint of round {row[0] + 1} is lost or damaged; restore a backup")
+        return data
+
+    def _checkpoint_path(self, round_: int) -> Path:
+        return self.folder / f"checkpoint-{round_:06d}"
+
+    def _write_checkpoint(self, round_: int, data: bytes) -> None:
+        try:
+            write_atomic(self._checkpoint_path(round_), data)
+        except DeviceError as error:
+            raise RunError(f"{error}, and resume the run") from error
+
+    def _read_checkpoint(self, round_: int) -> bytes:
+        path = self._checkpoint_path(round_)
+        return path.read_bytes() if path.exists() else b""
+
+    def _drop_checkpoints(self, but: int) -> None:
+        for path in self.folder.glob("checkpoint-*"):
+            if path != self._checkpoint_path(but):
+                path.unlink()
+
+    def accepted(self) -> list[Accepted]:
+        """List all updates that count, with their figures."""
+        query = "SELECT round, phase, device, metrics FROM upload WHERE reason = '' ORDER BY round, phase, device"
+        return [Accepted(*row[:3], json.loads(row[3])) for row in self._database.execute(query)]
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            with self._database:
+                yield
+        except sqlite3.Error as error:
+            raise RunError(
+                f"{self.folder}: the journal cannot be written: {error}; mend it and resume the run"
+            ) from error
+
+
+class _Memories(MutableMapping[str, bytes]):
+    """What the server half remembers of each device: rows of the table `device`, none of them kept in memory.
+
+    A write becomes durable with the update that caused it (`Journal.accept`).
+    """
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def __getitem__(self, device: str) -> bytes:
+        row = self._database.execute("SELECT memory FROM device WHERE id = ?", (device,)).fetchone()
+        if row is None or row[0] is None:
+            raise KeyError(device)
+        return bytes(row[0])
+
+    def __setitem__(self, device: str, value: bytes) -> None:
+        self._database.execute("INSERT OR IGNORE INTO device (id) VALUES (?)", (device,))
+        self._database.execute("UPDATE device SET memory = ? WHERE id = ?", (value, device))
+
+    def __delitem__(self, device: str) -> None:
+        self._database.execute("UPDATE device SET memory = NULL WHERE id = ?", (device,))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([row[0] for row in self._database.execute("SELECT id FROM device WHERE memory IS NOT NULL")])
+
+    def __len__(self) -> int:
+        return int(self._database.execute("SELECT COUNT(*) FROM device WHERE memory IS NOT NULL").fetchone()[0])
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    file = (folder / "lock").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise ConfigError(f"{folder}: another coordinator has this run open; stop it first") from error
+    return file

@@ -1,0 +1,347 @@
+"""The coordinator's side of the protocol, without clock, socket or disk: state and event in, actions out.
+
+`server.py` feeds it and carries its actions out, in order; a simulation does the same. What makes it safe:
+
+* A round's cohort is durable before the first task of it is sent (`Open` stands before `Assign`).
+* An update is durable before it is acknowledged: `Accept` journals it, and only then `accepted` speaks of its fate.
+* Which updates count is decided by the journal's primary key (run, round, device), not by memory; `Look` answers for
+  rounds that are over.
+* After a crash the same round goes on with the same cohort and what the journal holds of it.
+
+A synchronous run closes a round when its cohort has answered, or at the deadline with a quorum.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from edge_runtime.message import Chunk, Fate, Hello, Message, Need, Offer, Refuse, Status, Task, Welcome
+from edge_runtime.transfer import Incoming
+
+_MAX_SILENCE = 16
+"""Ticks between two repetitions to a device that does not answer."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is, as far as the protocol cares."""
+
+    run: str
+    epoch: int
+    rounds: int
+    devices: int
+    """Devices that must have said hello before the first round."""
+    cohort: int = 0
+    """Devices per round; 0: all."""
+    quorum: float = 0.8
+    """The part of the cohort that must have answered for a round to close at its deadline."""
+    evaluate: bool = True
+    """Whether all devices evaluate the final model after the last round."""
+    max_blob: int = 1 << 30
+    """Largest update that is let in, bytes."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: what the journal knows at the start, and the core moves on."""
+
+    round: int = 0
+    phase: str = "train"
+    cohort: tuple[str, ...] = ()
+    accepted: dict[str, str] = field(default_factory=dict)
+    """Digest of the update of every device of the cohort that was accepted in this round."""
+    known: set[str] = field(default_factory=set)
+    finished: bool = False
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Send this message to a device."""
+
+    device: str
+    message: Message
+
+
+@dataclass(frozen=True)
+class Assign:
+    """Make (again) the task of the open round for a device, and send it. `fresh`: the device lost its state."""
+
+    device: str
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class SendChunks:
+    """Send a device these chunks of a blob of its task."""
+
+    device: str
+    need: Need
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Put a chunk of an incoming update aside."""
+
+    device: str
+    offer: Offer
+    chunk: Chunk
+
+
+@dataclass(frozen=True)
+class Accept:
+    """All chunks are here: check, decode, journal and absorb the update, and call `accepted`."""
+
+    device: str
+    offer: Offer
+
+
+@dataclass(frozen=True)
+class Look:
+    """Tell the device what the journal knows of an offer for a round that is over."""
+
+    device: str
+    offer: Offer
+
+
+@dataclass(frozen=True)
+class Register:
+    """Make it durable that this device exists."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw a cohort from these devices (sorted), make the assignment durable, and call `opened`."""
+
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Close:
+    """End the round durably, and call `closed`."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The run is over, durably."""
+
+
+Action = Tell | Assign | SendChunks | Keep | Accept | Look | Register | Sample | Close | Finish
+
+
+class RoundsCore:
+    """State of one run. Every method takes an event and gives the actions that follow, to be done in order."""
+
+    def __init__(self, plan: Plan, progress: Progress) -> None:
+        self.plan = plan
+        self.progress = progress
+        self.online: dict[str, str] = {}
+        """Boot of every device that was heard since the start."""
+        self.refused: dict[str, str] = {}
+        """Reason of every device of the cohort that cannot take part in this round."""
+        self.doing: dict[str, str] = {}
+        self.twins: dict[str, set[str]] = {}
+        """Boots of devices that speak with more than one voice."""
+        self._fresh: set[str] = set()
+        self._incoming: dict[str, tuple[Offer, Incoming]] = {}
+        self._silence: dict[str, int] = {}
+        self._closing = False
+        self._enough = plan.devices
+
+    @property
+    def open(self) -> bool:
+        """Say whether a round is open."""
+        return bool(self.progress.cohort) and not self.progress.finished
+
+    @property
+    def quorum(self) -> int:
+        """Count the answers without which the open round cannot close."""
+        return max(1, math.ceil(self.plan.quorum * len(self.progress.cohort)))
+
+    @property
+    def stuck(self) -> str:
+        """Say why the open round can never close: too many devices refused. Empty: it can."""
+        if not self.open or self.missing() or len(self.progress.accepted) >= self.quorum:
+            return ""
+        device, reason = next(iter(self.refused.items()))
+        return f"{len(self.refused)} of {len(self.progress.cohort)} devices refused ({device}: {reason})"
+
+    def start(self) -> list[Action]:
+        """Go on with the open round, or wait for enough devices to open the first."""
+        if self.open:
+            return [*self._assign_all(), *self._maybe_close()]
+        return self._maybe_open()
+
+    def missing(self) -> list[str]:
+        """List the devices of the cohort whose answer is still open."""
+        answered = self.progress.accepted.keys() | self.refused.keys()
+        return [device for device in self.progress.cohort if device not in answered]
+
+    def tick(self) -> list[Action]:
+        """Repeat what is outstanding, less and less often to a device that stays silent."""
+        actions: list[Action] = []
+        for device in self.missing():
+            silence = self._silence.get(device, 0) + 1
+            self._silence[device] = silence
+            if silence > 1 and silence & (silence - 1) and silence % _MAX_SILENCE:
+                continue
+            if device in self._incoming:
+                actions.append(Tell(device, self._incoming[device][1].ask()))
+            else:
+                actions.append(Assign(device, device in self._fresh))
+        return actions
+
+    def deadline(self) -> list[Action]:
+        """Stop waiting: close the round with the quorum that answered, or open one with the devices that are here.
+
+        Below the quorum nothing happens; the caller sets the next deadline either way.
+        """
+        if not self.open:
+            self._enough = max(1, math.ceil(self.plan.quorum * self.plan.devices))
+            return self._maybe_open()
+        if len(self.progress.accepted) < self.quorum:
+            return []
+        for device in self.missing():
+            self.online.pop(device, None)
+        self._enough = max(1, len(self.online))
+        return self._close()
+
+    def handle(self, device: str, message: Message) -> list[Action]:
+        """Take a message from a device; what is not for a coordinator, or not now, gives no action."""
+        self._silence[device] = 0
+        match message:
+            case Hello():
+                return self._on_hello(device, message)
+            case Offer():
+                return self._on_offer(device, message)
+            case Chunk():
+                return self._on_chunk(device, message)
+            case Need():
+                return [SendChunks(device, message)] if device in self.progress.cohort else []
+            case Status():
+                if (message.run, message.round) == (self.plan.run, self.progress.round):
+                    self.doing[device] = message.doing
+                return []
+            case Refuse():
+                return self._on_refuse(device, message)
+            case Welcome() | Task() | Fate():
+                return []
+
+    def accepted(self, device: str, offer: Offer, reason: str = "") -> list[Action]:
+        """Go on after `Accept`: the update counts (no reason), or it was thrown out for that reason."""
+        self._incoming.pop(device, None)
+        if reason:
+            self.refused[device] = reason
+            return [Tell(device, _fate(offer, "rejected", reason)), *self._maybe_close()]
+        self.progress.accepted[device] = offer.blob.digest
+        self.doing[device] = "done"
+        return [Tell(device, _fate(offer, "applied")), *self._maybe_close()]
+
+    def damaged(self, device: str) -> list[Action]:
+        """Go on after `Accept` found that the bytes do not have the digest: ask for them again."""
+        if device not in self._incoming:
+            return []
+        offer, _ = self._incoming[device]
+        incoming = Incoming(offer.blob)
+        self._incoming[device] = (offer, incoming)
+        return [Tell(device, incoming.ask())]
+
+    def opened(self, cohort: tuple[str, ...]) -> list[Action]:
+        """Go on after `Sample`."""
+        self.progress.cohort = cohort
+        return self._assign_all()
+
+    def closed(self) -> list[Action]:
+        """Go on after `Close`: with the next round, the evaluation, or the end."""
+        self._closing = False
+        self._incoming.clear()
+        self._fresh.clear()
+        self.refused.clear()
+        self.doing.clear()
+        self._silence.clear()
+        self.progress = self.following()
+        return [Finish()] if self.progress.finished else self._maybe_open()
+
+    def following(self) -> Progress:
+        """Say where the run stands once the open round has closed."""
+        now = self.progress
+        if now.phase == "evaluate":
+            return Progress(now.round, "evaluate", known=now.known, finished=True)
+        if now.round + 1 < self.plan.rounds:
+            return Progress(now.round + 1, "train", known=now.known)
+        return Progress(now.round + 1, "evaluate", known=now.known, finished=not self.plan.evaluate)
+
+    def _on_hello(self, device: str, hello: Hello) -> list[Action]:
+        actions: list[Action] = []
+        if self.online.get(device, hello.boot) != hello.boot:
+            self.twins.setdefault(device, set()).update((self.online[device], hello.boot))
+        self.online[device] = hello.boot
+        if device not in self.progress.known:
+            self.progress.known.add(device)
+            actions.append(Register(device))
+        if device in self.missing():
+            return [*actions, Assign(device, device in self._fresh)]
+        return [*actions, Tell(device, Welcome(self.plan.run)), *self._maybe_open()]
+
+    def _on_offer(self, device: str, offer: Offer) -> list[Action]:
+        progress = self.progress
+        if offer.run != self.plan.run:
+            return [Tell(device, _fate(offer, "gone"))]
+        if (offer.round, offer.phase) != (progress.round, progress.phase) or device in progress.accepted:
+            return [Look(device, offer)]
+        if device not in progress.cohort or device in self.refused or offer.blob.size > self.plan.max_blob:
+            reason = self.refused.get(device, "not assigned in this round, or too large")
+            return [Tell(device, _fate(offer, "rejected", reason))]
+        held = self._incoming.get(device)
+        if held is None or held[0].blob != offer.blob:
+            self._incoming[device] = (offer, Incoming(offer.blob))
+        self.doing[device] = "sending"
+        return self._receive(device)
+
+    def _receive(self, device: str) -> list[Action]:
+        offer, incoming = self._incoming[device]
+        return [Accept(device, offer)] if incoming.complete else [Tell(device, incoming.ask())]
+
+    def _on_chunk(self, device: str, chunk: Chunk) -> list[Action]:
+        if device not in self._incoming:
+            return []
+        offer, incoming = self._incoming[device]
+        if not incoming.take(chunk):
+            return []
+        actions: list[Action] = [Keep(device, offer, chunk)]
+        if incoming.complete:
+            actions.append(Accept(device, offer))
+        elif need := incoming.ask_next():
+            actions.append(Tell(device, need))
+        return actions
+
+    def _on_refuse(self, device: str, refuse: Refuse) -> list[Action]:
+        if (refuse.run, refuse.round) != (self.plan.run, self.progress.round) or device not in self.missing():
+            return []
+        if refuse.lost:
+            self._fresh.add(device)
+            return [Assign(device, True)]
+        self.refused[device] = refuse.reason
+        return self._maybe_close()
+
+    def _assign_all(self) -> list[Action]:
+        return [Assign(device, device in self._fresh) for device in self.missing()]
+
+    def _maybe_open(self) -> list[Action]:
+        progress = self.progress
+        if progress.cohort or progress.finished or len(self.online) < self._enough:
+            return []
+        return [Sample(tuple(sorted(self.online)))]
+
+    def _maybe_close(self) -> list[Action]:
+        return self._close() if self.open and not self.missing() and not self.stuck else []
+
+    def _close(self) -> list[Action]:
+        if self._closing:
+            return []
+        self._closing = True
+        return [Close()]
+
+
+def _fate(offer: Offer, fate: str, reason: str = "") -> Fate:
+    return Fate(offer.run, offer.round, offer.phase, offer.blob.digest, fate, reason[:500])

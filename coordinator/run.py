@@ -1,0 +1,118 @@
+"""A run as a person writes it, and everything that follows from it before the first message."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_runtime import algorithm, config, models
+from edge_runtime.algorithm import Algorithm
+from edge_runtime.coordinator.rounds import Plan
+from edge_runtime.errors import ConfigError
+from edge_runtime.message import check_name
+from edge_runtime.setup import Setup
+from edge_runtime.tree import Flat, Layout
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The table [run]."""
+
+    algorithm: str = "fedspa"
+    model: str = "watch-cnn"
+    """A built-in model, or `package.module:factory` of a torch module of your own."""
+    rounds: int = 12
+    devices: int = 1
+    """Devices to wait for before the first round."""
+    cohort: int = 0
+    """Devices per round, drawn at random; 0: all."""
+    quorum: float = 0.8
+    """Part of the cohort that must have answered for a round to close at its deadline."""
+    deadline_s: float = 120.0
+    """How long a round waits for its cohort."""
+    evaluate: bool = True
+    """Let every device evaluate the final model, which costs it one download of the whole shared model."""
+    seed: int = 0
+    fleet: str = "default"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        check_name(self.fleet, "run: fleet")
+        for name, low in (("rounds", 1), ("devices", 1), ("cohort", 0), ("seed", 0)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"run: {name} must be at least {low}, not {getattr(self, name)}")
+        if not 0 < self.quorum <= 1:
+            raise ConfigError(f"run: quorum must lie above 0 and be at most 1, not {self.quorum}")
+        if self.deadline_s <= 0:
+            raise ConfigError(f"run: deadline-s must be above 0, not {self.deadline_s}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, checked and ready: the algorithm, its settings, the model's tensors and initial values [size]."""
+
+    config: RunConfig
+    parts: Algorithm
+    settings: Any
+    description: Setup
+    initial: Flat
+
+    def plan(self, run: str, epoch: int) -> Plan:
+        """Say what the protocol must know; an update may be a few times the model's size, never more."""
+        part = self.config
+        limit = (1 << 16) + 16 * len(self.initial)
+        return Plan(run, epoch, part.rounds, part.devices, part.cohort, part.quorum, part.evaluate, limit)
+
+
+def prepare(run: RunConfig, table: dict[str, Any]) -> Run:
+    """Check a run down to the last tensor, so that nothing can fail for a wrong setting later.
+
+    Args:
+        run: the table [run].
+        table: the table [algorithm], kebab-case keys.
+
+    Raises:
+        ConfigError: an unknown algorithm, model or key; a setting that this model does not allow.
+    """
+    parts = algorithm.load(run.algorithm)
+    fields = {field.name for field in dataclasses.fields(parts.Config)}
+    table = {**table, **({"rounds": run.rounds} if "rounds" in fields else {})}
+    settings = config.build(parts.Config, table, "algorithm")
+    layout, initial = _initial(run.model, run.seed)
+    parts.Server(settings, layout, initial, {}, run.seed)
+    description = Setup(run.algorithm, config.table(settings), run.model, layout.names, layout.shapes, run.seed)
+    return Run(run, parts, settings, description, initial)
+
+
+def _initial(model: str, seed: int) -> tuple[Layout, Flat]:
+    if ":" not in model:
+        spec = models.find(model)
+        return spec.layout, models.initial(spec, seed)
+    # A process of its own: torch's memory stays out of the coordinator.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.npz"
+        command = [sys.executable, "-m", "edge_runtime.export.initial", model, "--seed", str(seed), "--out", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise ConfigError(f"model {model!r} cannot be made: {last}")
+        with np.load(path, allow_pickle=False) as arrays:
+            tree = {name: np.asarray(arrays[name], np.float32) for name in arrays.files}
+    layout = Layout(tuple(tree), tuple(tuple(value.shape) for value in tree.values()))
+    return layout, layout.join(tree)
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """Write down a run so that it can be resumed and reported: plain values only."""
+    return {
+        "run": config.table(run.config),
+        "algorithm": run.description.config,
+        "parameters": len(run.initial),
+        "setup": json.loads(json.dumps(dataclasses.asdict(run.description))),
+    }

@@ -1,0 +1,129 @@
+"""`edge-coordinator simulate`: the same server, devices and protocol in one process, on a bus in memory.
+
+Deterministic: the same seed and configuration give the same report, apart from times. Devices train one after the
+other, so that what it costs in memory is one trainer.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from edge_runtime import trainer
+from edge_runtime.agent import Device
+from edge_runtime.coordinator.journal import Journal
+from edge_runtime.coordinator.run import Run
+from edge_runtime.coordinator.server import Coordinator
+from edge_runtime.data import DataConfig
+from edge_runtime.errors import RunError
+from edge_runtime.message import Message, Task, down_topic, encode, up_topic
+from edge_runtime.store import MemoryStore
+from edge_runtime.transport import Faults, Loopback, LoopbackEnd
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 2.0
+_TASK_S = 1.0
+"""Virtual time that every task takes: long enough for messages to overtake each other."""
+_LIMIT_S = 1e6
+
+
+class InlineTrainer:
+    """Runs tasks in this process, as events on the bus."""
+
+    def __init__(self, bus: Loopback, job: trainer.Job, store: MemoryStore) -> None:
+        self._bus, self._job, self._store = bus, job, store
+        self._done: Callable[[Task, trainer.Result], None] = lambda task, result: None
+
+    def attach(self, done: Callable[[Task, trainer.Result], None]) -> None:
+        """Say whom to tell what came of a task."""
+        self._done = done
+
+    def start(self, task: Task) -> None:
+        """Do the task a little later."""
+        store = self._store
+        blobs = store.read(task.setup.digest), store.read(task.down.digest), store.state(task.base)
+        self._bus.later(_TASK_S, lambda: self._done(task, trainer.work(self._job, task, *blobs)))
+
+
+def simulate(
+    run: Run,
+    run_id: str,
+    data: DataConfig,
+    names: list[str],
+    cache: Path,
+    journal: Journal,
+    backend: str,
+    watch: Callable[[Coordinator], None],
+    faults: Faults = Faults(),
+) -> Coordinator:
+    """Play a whole run with one device per part of `data`.
+
+    Args:
+        run: what to run.
+        run_id: its name.
+        data: the data set; `part` is set per device.
+        names: ids of the devices, in the order of the parts.
+        cache: where prepared data sets are kept.
+        journal: the coordinator's durable side.
+        backend: the trainers' backend.
+        watch: called after every event that the coordinator saw.
+        faults: what the bus does to messages.
+
+    Raises:
+        RunError: the run cannot go on.
+    """
+    bus = Loopback(run.config.seed, faults)
+    end = bus.end()
+
+    def send(device: str, message: Message) -> bool:
+        return end.send(down_topic(run.config.fleet, device), encode(message))
+
+    plan = run.plan(run_id, journal.next_epoch())
+    coordinator = Coordinator(plan, run.parts, run.settings, run.description, run.initial, journal, send)
+
+    def receive(topic: str, payload: bytes) -> None:
+        coordinator.receive(topic, payload)
+        coordinator.check()
+        watch(coordinator)
+
+    end.start([up_topic(run.config.fleet, "+")], receive, lambda up: None)
+    coordinator.start()
+    ticking = [coordinator.tick]
+    for part, name in enumerate(names):
+        job = trainer.Job(name, replace(data, part=part), str(cache), backend)
+        ticking.append(_device(bus, run.config.fleet, name, job).tick)
+    for event in ticking:
+        _every(bus, event)
+    while not coordinator.core.progress.finished:
+        bus.step()
+        if bus.now_s > _LIMIT_S:
+            raise RunError("the simulated run did not finish: the faults leave too little through")
+    return coordinator
+
+
+def _device(bus: Loopback, fleet: str, name: str, job: trainer.Job) -> Device:
+    end, store = bus.end(), MemoryStore()
+    inline = InlineTrainer(bus, job, store)
+
+    def send(message: Message) -> bool:
+        return end.send(up_topic(fleet, name), encode(message))
+
+    device = Device(store, inline, send, "simulated", lambda run: _figures(end))
+    inline.attach(device.finished)
+    end.start([down_topic(fleet, name)], lambda topic, payload: device.receive(payload), lambda up: None)
+    device.start()
+    return device
+
+
+def _figures(end: LoopbackEnd) -> dict[str, float]:
+    traffic = end.traffic()
+    return {"message-bytes-up": float(traffic.up_bytes), "message-bytes-down": float(traffic.down_bytes)}
+
+
+def _every(bus: Loopback, event: Callable[[], None]) -> None:
+    def again() -> None:
+        event()
+        bus.later(_TICK_S, again)
+
+    bus.later(_TICK_S, again)

@@ -1,0 +1,221 @@
+"""The agent: carries out what the device's core decides, on a store, a trainer and a transport.
+
+`Device` is synchronous and has no thread of its own; `run` feeds it from the network, a timer and the trainer process.
+Nothing here needs numpy, so that an idle agent stays small.
+"""
+
+import contextlib
+import logging
+import queue
+import random
+import secrets
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from edge_runtime.devices import meter
+from edge_runtime.errors import DecodeError, DeviceError, EdgeError
+from edge_runtime.message import Blob, Chunk, Message, Task, decode, down_topic, encode, up_topic
+from edge_runtime.protocol import Action, Check, DeviceCore, Keep, Remember, Send, SendChunks, Train
+from edge_runtime.store import Store
+from edge_runtime.trainer_process import Outcome, ProcessTrainer
+from edge_runtime.transport import Traffic, Transport
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 2.0
+_HEARTBEAT_S = 20.0
+_MAX_QUEUE = 256
+
+
+class Trainer(Protocol):
+    """Runs a task beside the agent."""
+
+    def start(self, task: Task) -> None:
+        """Begin with `task`, dropping any other that is under way."""
+        ...
+
+
+class Device:
+    """One device: core, store and trainer. Every method is called from one thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        trainer: Trainer,
+        send: Callable[[Message], bool],
+        boot: str,
+        figures: Callable[[str], dict[str, float]],
+    ) -> None:
+        """Take up where the store says this device was.
+
+        `figures(run)` gives what is metered outside the trainer (bytes on the socket since the run's first task, RSS of
+        the agent): it goes along with each offer.
+        """
+        self.store = store
+        self.received_bytes = 0
+        self.garbage = 0
+        self._trainer, self._send, self._figures, self._boot = trainer, send, figures, boot
+        self._broken = False
+        self.core = self._load()
+
+    def _load(self) -> DeviceCore:
+        return DeviceCore(self.store.load(), self.store.held(), self._boot)
+
+    def start(self) -> None:
+        """Say hello."""
+        self._do(self.core.start())
+
+    def tick(self) -> None:
+        """Repeat what is outstanding. After a failed write: try the disk, and start anew once it is mended."""
+        if self._broken:
+            self.store.probe()
+            self._broken = False
+            self.core = self._load()
+        self._do(self.core.tick())
+
+    def receive(self, data: bytes) -> None:
+        """Take hostile bytes from the network: what is not a message is counted and dropped."""
+        try:
+            message = decode(data)
+        except DecodeError as error:
+            self.garbage += 1
+            log.warning("dropped a message of %d bytes: %s", len(data), error)
+            return
+        self.handle(message)
+
+    def handle(self, message: Message) -> None:
+        """Take a message."""
+        self._do(self.core.handle(message))
+
+    def finished(self, task: Task, outcome: Outcome) -> None:
+        """Take what the trainer reports: durable first, offered then."""
+        if outcome.reason:
+            self._do(self.core.failed(task, outcome.reason))
+            return
+        try:
+            blob = self.store.put(outcome.payload, outcome.state)
+        except DeviceError:
+            self._broken = True
+            raise
+        sizes = {"payload-bytes-up": float(blob.size), "payload-bytes-down": float(task.down.size)}
+        metrics = {**outcome.metrics, **sizes, **self._figures(task.run)}
+        self._do(self.core.trained(task, blob, metrics))
+
+    def _do(self, actions: list[Action]) -> None:
+        if self._broken:
+            return
+        try:
+            self._carry_out(actions)
+        except DeviceError:
+            # What the core believes may not be on the disk: forget it, as a crash would, until the disk is mended.
+            self._broken = True
+            raise
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send():
+                    self._send(action.message)
+                case SendChunks():
+                    self._send_chunks(action.blob, action.indices)
+                case Keep():
+                    self.store.keep(action.blob, action.chunk)
+                case Check():
+                    self._carry_out(self.core.checked(action.blob, self.store.check(action.blob)))
+                case Train():
+                    self._trainer.start(action.task)
+                case Remember():
+                    self.store.remember(action.memory)
+
+    def _send_chunks(self, blob: Blob, indices: tuple[int, ...]) -> None:
+        for index in indices:
+            self._send(Chunk(blob.digest, index, self.store.read(blob.digest, *blob.span(index))))
+
+
+class Agent:
+    """A device on a transport: the loop that feeds it."""
+
+    def __init__(self, fleet: str, device: str, store: Store, trainer: ProcessTrainer, transport: Transport) -> None:
+        self._topics = up_topic(fleet, device), down_topic(fleet, device)
+        self._events: queue.Queue[Callable[[], None]] = queue.Queue(_MAX_QUEUE)
+        self._transport, self._trainer = transport, trainer
+        trainer.attach(self._finished)
+        self._idle_rss_bytes = 0
+        self._since: dict[str, Traffic] = {}
+        self.device = Device(store, trainer, self._send, secrets.token_hex(8), self._figures)
+
+    def run(self, stop: Callable[[], bool]) -> None:
+        """Serve until `stop()`; a store that cannot be written pauses the device, and is tried again."""
+        self._transport.start([self._topics[1]], self._receive, self._connected)
+        self._idle_rss_bytes = meter.rss_bytes()
+        due = time.monotonic()
+        wait_s = _TICK_S
+        try:
+            while not stop():
+                if self._step(max(0.0, min(due - time.monotonic(), 0.5))):
+                    wait_s = _TICK_S
+                if time.monotonic() >= due:
+                    self._guard(self.device.tick)
+                    wait_s = min(2 * wait_s, _HEARTBEAT_S) if self.device.core.waiting else _HEARTBEAT_S
+                    due = time.monotonic() + wait_s * random.uniform(0.5, 1.0)  # noqa: S311  # jitter, no secret
+                elif self.device.core.waiting:
+                    due = min(due, time.monotonic() + wait_s)
+                self._check_link()
+        finally:
+            self._trainer.stop()
+            self._transport.close()
+
+    def _step(self, timeout_s: float) -> bool:
+        try:
+            event = self._events.get(timeout=timeout_s)
+        except queue.Empty:
+            return False
+        self._guard(event)
+        return True
+
+    def _guard(self, event: Callable[[], None]) -> None:
+        try:
+            event()
+        except DeviceError as error:
+            log.error("%s", error)
+
+    def _check_link(self) -> None:
+        error: EdgeError | None = getattr(self._transport, "error", None)
+        if error is not None:
+            raise error
+
+    def _post(self, event: Callable[[], None]) -> None:
+        with contextlib.suppress(queue.Full):  # a message dropped here is one lost on the way: it is asked for again
+            self._events.put_nowait(event)
+
+    def _finished(self, task: Task, outcome: Outcome) -> None:
+        self._events.put(lambda: self.device.finished(task, outcome))
+
+    def _receive(self, topic: str, payload: bytes) -> None:
+        self._post(lambda: self._on_message(payload))
+
+    def _on_message(self, payload: bytes) -> None:
+        before = self.device.core.task
+        self.device.receive(payload)
+        task = self.device.core.task
+        if task is not None and task is not before and task.run not in self._since:
+            self._since = {task.run: self._transport.traffic()}
+
+    def _connected(self, up: bool) -> None:
+        log.info("connected" if up else "connection lost")
+        if up:
+            self._post(self.device.start)
+
+    def _send(self, message: Message) -> bool:
+        return self._transport.send(self._topics[0], encode(message))
+
+    def _figures(self, run: str) -> dict[str, float]:
+        """Meter the agent; bytes on the socket count from the first task of `run` that this process saw."""
+        traffic, since = self._transport.traffic(), self._since.get(run, Traffic(0, 0))
+        return {
+            "socket-bytes-up": float(traffic.up_bytes - since.up_bytes),
+            "socket-bytes-down": float(traffic.down_bytes - since.down_bytes),
+            "agent-idle-rss-bytes": float(self._idle_rss_bytes),
+            "agent-peak-rss-bytes": float(meter.peak_rss_bytes()),
+        }

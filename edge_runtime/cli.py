@@ -1,0 +1,210 @@
+"""`edge-agent`: what a person types on a device."""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from edge_runtime import __version__, config
+from edge_runtime.agent import Agent
+from edge_runtime.errors import ConfigError, EdgeError
+from edge_runtime.message import check_name
+from edge_runtime.mqtt import Link, Mqtt
+from edge_runtime.store import FileStore
+from edge_runtime.trainer_process import Job, ProcessTrainer
+
+_EXIT_CODES = (
+    """exit codes: 0 stopped on request, 2 wrong flag, key or data, 3 no broker, 4 this device cannot, 5 run failed"""
+)
+_START_EXAMPLES = """examples:
+  edge-agent start --id gateway-7 -h broker.lan --data /var/lib/sensors
+  edge-agent start --id left-wrist -h 127.0.0.1 -p 1883 --data watch --part 3 --labels-per-class 5
+
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose `-h` is free (for the host, as in mosquitto) and whose errors are one line."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Make `--help` the only help flag, and keep the examples as they are laid out."""
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*arguments, add_help=False, allow_abbrev=False, **options)
+        self.add_argument("--help", action="help", help="show this and exit")
+
+    def error(self, message: str) -> NoReturn:
+        """Say in one line what is wrong."""
+        self.exit(ConfigError.exit_code, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `edge-agent`."""
+    options = _parser().parse_args(arguments)
+    run_command(options, "edge-agent")
+
+
+def run_command(options: argparse.Namespace, program: str) -> None:
+    """Run the chosen command; an error of ours becomes one line and its exit code."""
+    logging.basicConfig(
+        level=logging.INFO if options.verbose else logging.WARNING, format=f"{program}: %(message)s", stream=sys.stderr
+    )
+    # One thread unless asked otherwise: numpy's BLAS reads this when it is loaded, here or in a trainer.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(options.threads))
+    try:
+        options.command(options)
+    except EdgeError as error:
+        sys.stderr.write(f"{program}: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{program}: stopped\n")
+        sys.exit(130)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every command has."""
+    parser.add_argument("--verbose", action="store_true", help="say more on stderr")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="BLAS threads of each process (default 1)")
+
+
+def add_link(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a connection to a broker, named as mosquitto_pub names them."""
+    group = parser.add_argument_group("broker")
+    group.add_argument("-h", "--host", default="127.0.0.1", help="broker's host (default 127.0.0.1)")
+    group.add_argument("-p", "--port", type=int, default=1883, help="broker's port (default 1883)")
+    group.add_argument("-u", "--username", help="user name at the broker")
+    group.add_argument("-P", "--password-file", type=Path, metavar="FILE", help="file that holds the password")
+    group.add_argument("--cafile", type=Path, help="certificates that the broker's must be signed by: turns TLS on")
+    group.add_argument("--cert", type=Path, help="certificate of this device")
+    group.add_argument("--key", type=Path, help="private key of this device")
+    group.add_argument("--fleet", default="default", help="name of the fleet (default: default)")
+
+
+def link(options: argparse.Namespace, client_id: str) -> Link:
+    """Read a connection from the flags.
+
+    Raises:
+        ConfigError: the password file cannot be read.
+    """
+    try:
+        password = options.password_file.read_text().strip() if options.password_file else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--password-file {options.password_file}: cannot be read: {error}") from error
+    files = {name: str(value) for name in ("cafile", "cert", "key") if (value := getattr(options, name))}
+    return Link(options.host, options.port, client_id, username=options.username, password=password, **files)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser("edge-agent", description="Train on this device what a coordinator asks for.", epilog=_EXIT_CODES)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
+    _add_start(commands)
+    _add_profile(commands)
+    return parser
+
+
+def _add_start(commands: Any) -> None:
+    start = commands.add_parser(
+        "start", help="serve until stopped", description="Serve until stopped.", epilog=_START_EXAMPLES + _EXIT_CODES
+    )
+    start.set_defaults(command=_start)
+    start.add_argument("--id", required=True, metavar="ID", help="name of this device, unique in the fleet")
+    start.add_argument("--store", type=Path, metavar="DIR", help="where this device keeps its state")
+    start.add_argument("--backend", default="auto", help="what computes: auto, numpy or torch (default auto)")
+    start.add_argument("--accelerator", default="cpu", help="for torch: cpu or cuda (default cpu)")
+    start.add_argument(
+        "--warm", action="store_true", help="keep the trainer process between rounds: faster, more memory"
+    )
+    start.add_argument(
+        "--allow-model", action="append", default=[], metavar="MODULE:FACTORY", help="model code that may be imported"
+    )
+    add_data(start)
+    add_link(start)
+    add_common(start)
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which data a device has."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data", default="watch", metavar="NAME|DIR", help="watch, fashion-mnist or a folder of NPZ files"
+    )
+    group.add_argument("--part", type=int, default=0, metavar="K", help="which device's part of a built-in data set")
+    group.add_argument("--parts", type=int, metavar="N", help="parts of fashion-mnist")
+    group.add_argument("--labels-per-class", type=int, metavar="N", help="keep only N labelled samples per class")
+    group.add_argument("--partition", help="of fashion-mnist: dirichlet or classes")
+    group.add_argument("--alpha", type=float, help="of the Dirichlet partition: small is uneven")
+    group.add_argument("--classes-per-device", type=int, metavar="N", help="of the classes partition")
+    group.add_argument("--data-seed", type=int, metavar="N", help="seed of the partition")
+
+
+def data_table(options: argparse.Namespace) -> dict[str, Any]:
+    """Read the data flags as a table of `data.DataConfig`; flags that were not given are left out."""
+    names = ("parts", "labels_per_class", "partition", "alpha", "classes_per_device")
+    table = {"name": options.data, "part": options.part, "seed": options.data_seed}
+    table |= {name.replace("_", "-"): getattr(options, name) for name in names}
+    return {name: value for name, value in table.items() if value is not None}
+
+
+def _start(options: argparse.Namespace) -> None:
+    device = check_name(options.id, "--id")
+    check_name(options.fleet, "--fleet")
+    job: Job = {
+        "device": device,
+        "data": data_table(options),
+        "cache": str(config.cache_folder()),
+        "backend": options.backend,
+        "accelerator": options.accelerator,
+        "factories": options.allow_model,
+    }
+    folder = options.store or config.state_folder() / "devices" / device
+    store = FileStore(folder)
+    trainer = ProcessTrainer(job, folder, options.warm)
+    trainer.check()
+    transport = Mqtt(link(options, device))
+    try:
+        Agent(options.fleet, device, store, trainer, transport).run(until_signal())
+    finally:
+        store.close()
+
+
+def until_signal() -> Callable[[], bool]:
+    """Turn SIGTERM and SIGINT into an answer to "stop?"."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    return lambda: bool(asked)
+
+
+def _add_profile(commands: Any) -> None:
+    show = commands.add_parser("profile", help="say what this device is", description="Say what this device is.")
+    show.set_defaults(command=_profile)
+    show.add_argument("--json", action="store_true", help="for scripts")
+    add_common(show)
+
+
+def _profile(options: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from edge_runtime.devices.profile import profile
+
+    figures = asdict(profile())
+    if options.json:
+        sys.stdout.write(json.dumps(figures) + "\n")
+        return
+    for name, value in figures.items():
+        sys.stdout.write(f"{name.replace('_', ' '):<16} {'unknown' if value is None else value}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Tables of settings become frozen dataclasses: the one place where what a person wrote is checked.
+
+Keys are kebab-case and stand for the dataclass's fields. A `Config` checks its own ranges in `__post_init__`.
+"""
+
+import dataclasses
+import difflib
+import os
+import tomllib
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edge_runtime.errors import ConfigError
+
+C = TypeVar("C")
+
+
+def build(kind: type[C], table: Mapping[str, Any], where: str) -> C:
+    """Make a `kind` from a table with kebab-case keys; `where` names the table in errors.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest one), a value of the wrong type, or out of range.
+    """
+    hints = typing.get_type_hints(kind)
+    fields = {field.name.replace("_", "-"): field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    values = {}
+    for key, value in table.items():
+        name = key.replace("_", "-")
+        if name not in fields:
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest(name, fields)}")
+        values[fields[name].name] = _convert(value, hints[fields[name].name], f"{where}: {name}")
+    missing = [
+        name
+        for name, field in fields.items()
+        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{where}: {missing[0]!r} is missing")
+    return kind(**values)
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """Offer the nearest known name, as the end of an error message."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(sorted(names))})"
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    if hint is float and type(value) is int:
+        return float(value)
+    wanted = typing.get_origin(hint) or hint
+    if wanted is tuple and isinstance(value, list | tuple):
+        return tuple(value)
+    if type(value) is not wanted:
+        raise ConfigError(f"{where} must be {_spoken(wanted)}, not {value!r}")
+    return value
+
+
+def _spoken(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "a list"}
+    return names.get(kind, str(kind))
+
+
+def table(settings: Any) -> dict[str, Any]:
+    """Turn a dataclass back into a table with kebab-case keys, the inverse of `build`."""
+    return {name.replace("_", "-"): value for name, value in dataclasses.asdict(settings).items()}
+
+
+def read(path: Path, tables: typing.Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Read a TOML file that holds only the given tables.
+
+    Raises:
+        ConfigError: no such file, not TOML, or an unknown table.
+    """
+    try:
+        record = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    known = list(tables)
+    for name, value in record.items():
+        if name not in known:
+            raise ConfigError(f"{path}: unknown table [{name}]{nearest(name, known)}")
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}: {name} must be a table, [{name}]")
+    return {name: record.get(name, {}) for name in known}
+
+
+def override(tables: dict[str, dict[str, Any]], settings: typing.Iterable[str]) -> None:
+    """Apply `TABLE.KEY=VALUE` settings of a command line (values as in TOML, or bare text) to `tables`, in place.
+
+    Raises:
+        ConfigError: not of that form, or an unknown table.
+    """
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        group, dot, key = name.strip().partition(".")
+        if not equals or not dot:
+            raise ConfigError(f"--set {setting}: write TABLE.KEY=VALUE, as in algorithm.density=0.5")
+        if group not in tables:
+            raise ConfigError(f"--set {setting}: unknown table {group!r}{nearest(group, tables)}")
+        tables[group][key] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def cache_folder() -> Path:
+    """Say where prepared data sets are kept (XDG_CACHE_HOME, else ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-runtime"
+
+
+def state_folder() -> Path:
+    """Say where devices and coordinators keep what must last (XDG_STATE_HOME, else ~/.local/state)."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "edge-runtime"

@@ -1,0 +1,34 @@
+"""Writing a file so that a power cut leaves the old one or the new one, never a mixture."""
+
+import os
+from pathlib import Path
+
+from edge_runtime.errors import DeviceError
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path` through a temporary file: fsync, rename, fsync of the folder.
+
+    Raises:
+        DeviceError: the disk is full, read-only or broken; `path` then holds what it held before.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:  # a buffered writer: a bare write may stop half-way without an error
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DeviceError(f"{path}: cannot be written: {error.strerror}; free some space or mend the disk") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,276 @@
+"""What agent and coordinator say to each other, and its bytes.
+
+Control messages are JSON objects of at most 4,096 bytes: `{"type": "Task", ...}` with the fields of the dataclass of
+that name, no others and none missing. A chunk of a blob is binary, little-endian:
+
+    offset  size  content
+    0       2     0xEC, 0x01 (magic, version)
+    2       4     u32 index of the chunk in its blob
+    6       32    SHA-256 of the whole blob
+    38      4     u32 CRC-32 of the data
+    42      n     data, 1 to 119,958 bytes (a message is at most 120,000 bytes long)
+
+Topics carry the device id as a level of its own, so that a broker's ACL can match it: `edge/FLEET/up/DEVICE` towards
+the coordinator, `edge/FLEET/down/DEVICE` towards the device.
+
+Everything big is a blob: bytes known by their SHA-256. The sender only ever names a blob (in `Task` or `Offer`); the
+receiver asks for the chunks it lacks (`Need`). A message may be lost, doubled or late: each can be repeated safely.
+"""
+
+import dataclasses
+import json
+import re
+import struct
+import types
+import typing
+import zlib
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from edge_runtime.errors import ConfigError, DecodeError
+
+MAX_MESSAGE_BYTES = 120_000
+MAX_CONTROL_BYTES = 4_096
+CHUNK_BYTES = 65_536
+WINDOW = 16
+"""Chunks asked for at once: bounds what a sender has in flight for one receiver to 1 MiB."""
+
+_CHUNK = struct.Struct("<2sI32sI")
+_MAGIC = b"\xec\x01"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_MAX_TEXT = 512
+_MAX_METRICS = 32
+_MAX_INT = 2**53 - 1
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Bytes known by their SHA-256 (hex), their size, and the size of the chunks that the sender cuts."""
+
+    digest: str
+    size: int
+    chunk: int = CHUNK_BYTES
+
+    @property
+    def chunks(self) -> int:
+        """Count the chunks."""
+        return -(-self.size // self.chunk)
+
+    def span(self, index: int) -> tuple[int, int]:
+        """Say from where to where chunk `index` lies in the blob."""
+        start = index * self.chunk
+        return start, min(start + self.chunk, self.size)
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Device: I am here. Repeated while nothing else is said, so that a lost answer costs only time."""
+
+    boot: str
+    """Random per start of the agent: two agents with one device id differ here."""
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """Coordinator: I hear you, and there is nothing to do for you now."""
+
+    run: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """Coordinator: do this. The identity of an assignment is (run, round, phase, device)."""
+
+    run: str
+    epoch: int
+    """Counts the coordinator's starts; a device ignores a lower one than it has seen in this run."""
+    round: int
+    phase: str
+    """`train` or `evaluate`."""
+    base: str
+    """Digest of the last update of this device that was applied; empty: start without state."""
+    setup: Blob
+    down: Blob
+
+
+@dataclass(frozen=True)
+class Status:
+    """Device: I have that task and am at it."""
+
+    run: str
+    round: int
+    doing: str
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Device: I cannot do that task. `lost`: only because I no longer have the state `base` names."""
+
+    run: str
+    round: int
+    lost: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Device: the result of that task, durable here and never computed again, is this blob."""
+
+    run: str
+    round: int
+    phase: str
+    blob: Blob
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Receiver of a blob: send me these chunks of it."""
+
+    digest: str
+    want: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Fate:
+    """Coordinator: what became of an offer. Final: `applied`, `late`, `rejected` or `gone` (no such run here)."""
+
+    run: str
+    round: int
+    phase: str
+    digest: str
+    fate: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a blob."""
+
+    digest: str
+    index: int
+    data: bytes
+
+
+Message = Hello | Welcome | Task | Status | Refuse | Offer | Need | Fate | Chunk
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Hello, Welcome, Task, Status, Refuse, Offer, Need, Fate)}
+_WORDS = {
+    "phase": ("train", "evaluate"),
+    "fate": ("applied", "late", "rejected", "gone"),
+    "doing": ("fetching", "training"),
+}
+
+
+def up_topic(fleet: str, device: str) -> str:
+    """Name the topic on which a device speaks; `+` for the device matches every device."""
+    return f"edge/{fleet}/up/{device}"
+
+
+def down_topic(fleet: str, device: str) -> str:
+    """Name the topic on which a device listens."""
+    return f"edge/{fleet}/down/{device}"
+
+
+def check_name(name: str, what: str) -> str:
+    """Accept a fleet or device id that fits a topic level, a file name and a certificate.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{what}: {name!r} is not 1 to 64 letters, digits, '_', '.' or '-' (first a letter or digit)")
+    return name
+
+
+def encode(message: Message) -> bytes:
+    """Encode any message; the inverse of `decode`."""
+    if isinstance(message, Chunk):
+        head = _CHUNK.pack(_MAGIC, message.index, bytes.fromhex(message.digest), zlib.crc32(message.data))
+        return head + message.data
+    record = {"type": type(message).__name__, **dataclasses.asdict(message)}
+    return json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
+
+
+def decode(data: bytes) -> Message:
+    """Decode hostile bytes.
+
+    Raises:
+        DecodeError: not exactly one well-formed message within its bounds.
+    """
+    if data[:2] == _MAGIC:
+        return _decode_chunk(data)
+    if len(data) > MAX_CONTROL_BYTES:
+        raise DecodeError(f"message: {len(data)} bytes, at most {MAX_CONTROL_BYTES} are allowed")
+    try:
+        record = json.loads(data, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise DecodeError(f"message: not JSON: {error}") from error
+    kind = _KINDS.get(str(record.pop("type", None))) if isinstance(record, dict) else None
+    if kind is None:
+        raise DecodeError("message: no known type")
+    return typing.cast(Message, _build(kind, record))
+
+
+def _decode_chunk(data: bytes) -> Chunk:
+    if not _CHUNK.size < len(data) <= MAX_MESSAGE_BYTES:
+        raise DecodeError(f"chunk: {len(data)} bytes")
+    _, index, digest, crc = _CHUNK.unpack_from(data)
+    body = bytes(data[_CHUNK.size :])
+    if zlib.crc32(body) != crc:
+        raise DecodeError("chunk: the CRC does not fit")
+    return Chunk(digest.hex(), index, body)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise DecodeError(f"message: {name} is not a number")
+
+
+def _build(kind: Any, record: Any) -> Any:
+    hints = typing.get_type_hints(kind)
+    if not isinstance(record, dict) or set(record) != set(hints):
+        raise DecodeError(f"{kind.__name__}: fields are not {', '.join(hints)}")
+    values = {name: _check(f"{kind.__name__}.{name}", name, hint, record[name]) for name, hint in hints.items()}
+    if kind is Blob and not 0 < values["chunk"] <= MAX_MESSAGE_BYTES - _CHUNK.size:
+        raise DecodeError(f"Blob.chunk: {values['chunk']} bytes")
+    return kind(**values)
+
+
+def _check(where: str, name: str, hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value)
+    if isinstance(hint, types.GenericAlias):
+        return _check_metrics(where, value) if hint.__origin__ is dict else _check_want(where, value)
+    if type(value) is not hint:
+        raise DecodeError(f"{where}: not a {hint.__name__}")
+    if hint is int and not 0 <= value <= _MAX_INT:
+        raise DecodeError(f"{where}: {value} is out of range")
+    if hint is str:
+        _check_text(where, name, value)
+    return value
+
+
+def _check_text(where: str, name: str, value: str) -> None:
+    if len(value) > _MAX_TEXT or not value.isprintable():
+        raise DecodeError(f"{where}: too long, or not printable")
+    if name in _WORDS and value not in _WORDS[name]:
+        raise DecodeError(f"{where}: {value!r} is none of {', '.join(_WORDS[name])}")
+    if name in ("digest", "base") and not _DIGEST.fullmatch(value) and (name, value) != ("base", ""):
+        raise DecodeError(f"{where}: not a SHA-256")
+
+
+def _check_want(where: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not 0 < len(value) <= WINDOW:
+        raise DecodeError(f"{where}: not 1 to {WINDOW} indices")
+    if not all(type(index) is int and 0 <= index < 2**32 for index in value):
+        raise DecodeError(f"{where}: an index is out of range")
+    return tuple(value)
+
+
+def _check_metrics(where: str, value: Any) -> dict[str, float]:
+    if not isinstance(value, dict) or len(value) > _MAX_METRICS:
+        raise DecodeError(f"{where}: not an object of at most {_MAX_METRICS} figures")
+    for name, figure in value.items():
+        if not _NAME.fullmatch(name) or type(figure) not in (int, float) or not abs(figure) < 2**63:
+            raise DecodeError(f"{where}: {name[:64]!r} is not a figure")
+    return {name: float(figure) for name, figure in value.items()}

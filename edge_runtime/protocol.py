@@ -1,0 +1,225 @@
+"""The device's side of the protocol, without clock, socket or disk: state and event in, actions out.
+
+`agent.py` feeds it and carries its actions out, in order; a simulation does the same. What makes it safe:
+
+* A result is durable before the first word about it is said (`Remember` stands before `Send(Offer)`), is never
+  computed again and never overwritten: until its fate is known, every new task is answered with the old offer.
+* The state that training leaves takes effect only with the fate `applied`: it is filed under the digest of the update,
+  and `Memory.base` names the digest in force. Every other fate leaves the old state in force.
+* `Memory` is written in one piece, so that there is no instant at which two files disagree.
+
+Anything may be lost, doubled or late; `tick` repeats whatever is outstanding.
+"""
+
+from dataclasses import dataclass, replace
+
+from edge_runtime.message import Blob, Chunk, Fate, Hello, Message, Need, Offer, Refuse, Status, Task, Welcome
+from edge_runtime.transfer import Incoming
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a device must not forget."""
+
+    run: str = ""
+    epoch: int = 0
+    round: int = -1
+    """The last round whose result was made, whatever became of it."""
+    base: str = ""
+    """Digest of the last update that was applied: the name of the state in force. Empty: none."""
+    setup: str = ""
+    """Digest of the run's setup, kept for its next round."""
+    pending: Offer | None = None
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send this message to the coordinator."""
+
+    message: Message
+
+
+@dataclass(frozen=True)
+class SendChunks:
+    """Send these chunks of a blob that is held here."""
+
+    blob: Blob
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Put a chunk of an incoming blob aside."""
+
+    blob: Blob
+    chunk: Chunk
+
+
+@dataclass(frozen=True)
+class Check:
+    """All chunks are here: compare the digest, and call `checked`."""
+
+    blob: Blob
+
+
+@dataclass(frozen=True)
+class Train:
+    """Do the task with the state filed under `base` (empty: none), and call `trained` or `failed`."""
+
+    task: Task
+
+
+@dataclass(frozen=True)
+class Remember:
+    """Make the memory durable before the next action; states and blobs that it does not name may go."""
+
+    memory: Memory
+
+
+Action = Send | SendChunks | Keep | Check | Train | Remember
+
+
+class DeviceCore:
+    """State of one device. Every method takes an event and gives the actions that follow, to be done in order."""
+
+    def __init__(self, memory: Memory, held: set[str], boot: str) -> None:
+        """Start from what was remembered; `held` are the digests of the blobs that are complete on disk."""
+        self.memory = memory
+        self.task: Task | None = None
+        self.doing = "idle"
+        self._held = held
+        self._boot = boot
+        self._incoming: Incoming | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Say whether something is outstanding, so that `tick` should come soon."""
+        return self.memory.pending is not None or self._incoming is not None
+
+    def start(self) -> list[Action]:
+        """Say hello (after a start or a new connection), and offer what is pending."""
+        return [Send(Hello(self._boot)), *self._offer()]
+
+    def tick(self) -> list[Action]:
+        """Repeat what is outstanding; if nothing is, say hello."""
+        if self.memory.pending is not None:
+            return self._offer()
+        if self._incoming is not None:
+            return [Send(self._incoming.ask())]
+        return [Send(self._status())] if self.task else [Send(Hello(self._boot))]
+
+    def handle(self, message: Message) -> list[Action]:
+        """Take a message from the coordinator; what is not for a device, or not now, gives no action."""
+        match message:
+            case Task():
+                return self._on_task(message)
+            case Chunk():
+                return self._on_chunk(message)
+            case Need():
+                return self._on_need(message)
+            case Fate():
+                return self._on_fate(message)
+            case Welcome() | Hello() | Status() | Refuse() | Offer():
+                return []
+
+    def checked(self, blob: Blob, good: bool) -> list[Action]:
+        """Go on after `Check`: with the next blob or the training, or (bad) with the same blob from the start."""
+        self._incoming = None
+        if good:
+            self._held.add(blob.digest)
+        return self._advance()
+
+    def trained(self, task: Task, blob: Blob, metrics: dict[str, float]) -> list[Action]:
+        """Take the result of `Train`, whose bytes (and state) are already durable."""
+        if self.task is None or not _same(task, self.task):
+            return []
+        offer = Offer(task.run, task.round, task.phase, blob, metrics)
+        self.memory = Memory(task.run, self.task.epoch, task.round, task.base, task.setup.digest, offer)
+        self._held = {task.setup.digest, blob.digest}
+        self._rest()
+        return [Remember(self.memory), *self._offer()]
+
+    def failed(self, task: Task, reason: str) -> list[Action]:
+        """Take the failure of `Train`."""
+        if self.task is None or not _same(task, self.task):
+            return []
+        self._rest()
+        return [Send(Refuse(task.run, task.round, False, reason))]
+
+    def _on_task(self, task: Task) -> list[Action]:
+        if self.memory.pending is not None:
+            return self._offer()
+        if self._stale(task):
+            return []
+        if self.task is not None and _same(task, self.task):
+            self.task = task
+            return [Send(self._status())]
+        if task.base and (task.run, task.base) != (self.memory.run, self.memory.base):
+            return [Send(Refuse(task.run, task.round, True, "this device no longer has its state"))]
+        self.task = task
+        self._incoming = None
+        return self._advance()
+
+    def _stale(self, task: Task) -> bool:
+        done, now = self.memory, self.task
+        if task.run == done.run and (task.epoch < done.epoch or task.round <= done.round):
+            return True
+        return now is not None and task.run == now.run and (task.epoch < now.epoch or task.round < now.round)
+
+    def _advance(self) -> list[Action]:
+        if self.task is None:
+            return []
+        for blob in (self.task.setup, self.task.down):
+            if blob.digest not in self._held:
+                self.doing = "fetching"
+                self._incoming = Incoming(blob)
+                return [Send(self._incoming.ask())]
+        self.doing = "training"
+        return [Train(self.task)]
+
+    def _on_chunk(self, chunk: Chunk) -> list[Action]:
+        incoming = self._incoming
+        if incoming is None or not incoming.take(chunk):
+            return []
+        actions: list[Action] = [Keep(incoming.blob, chunk)]
+        if incoming.complete:
+            actions.append(Check(incoming.blob))
+        elif need := incoming.ask_next():
+            actions.append(Send(need))
+        return actions
+
+    def _on_need(self, need: Need) -> list[Action]:
+        pending = self.memory.pending
+        if pending is None or need.digest != pending.blob.digest or max(need.want) >= pending.blob.chunks:
+            return []
+        return [SendChunks(pending.blob, need.want)]
+
+    def _on_fate(self, fate: Fate) -> list[Action]:
+        pending = self.memory.pending
+        if pending is None or _identity(fate, fate.digest) != _identity(pending, pending.blob.digest):
+            return []
+        self._held.discard(pending.blob.digest)
+        takes_effect = fate.fate == "applied" and pending.phase == "train"
+        base = pending.blob.digest if takes_effect else self.memory.base
+        self.memory = replace(self.memory, base=base, pending=None)
+        return [Remember(self.memory)]
+
+    def _offer(self) -> list[Action]:
+        return [] if self.memory.pending is None else [Send(self.memory.pending)]
+
+    def _status(self) -> Status:
+        if self.task is None:
+            raise AssertionError("a status without a task")
+        return Status(self.task.run, self.task.round, self.doing)
+
+    def _rest(self) -> None:
+        self.task, self.doing = None, "idle"
+
+
+def _same(one: Task, other: Task) -> bool:
+    """Compare tasks without the epoch: a coordinator that was started again asks for nothing new."""
+    return replace(one, epoch=0) == replace(other, epoch=0)
+
+
+def _identity(message: Offer | Fate, digest: str) -> tuple[str, int, str, str]:
+    return message.run, message.round, message.phase, digest

@@ -1,0 +1,264 @@
+"""What a device keeps: its memory, the blobs it holds, and the states that training left.
+
+    STORE/lock              held while an agent runs: two agents on one store would ruin it
+    STORE/memory.json       the Memory and a SHA-256 over it, written in one piece
+    STORE/blobs/DIGEST      complete blobs: setup, Down, pending Up
+    STORE/states/DIGEST     a SHA-256 and the state that the update DIGEST leaves once it is applied
+    STORE/partial/DIGEST    a blob on its way in
+
+`MemoryStore` is the same without a disk, for `edge-coordinator simulate` and for simulated crashes.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Protocol
+
+from edge_runtime.errors import ConfigError, DeviceError
+from edge_runtime.files import write_atomic
+from edge_runtime.message import Blob, Chunk, Offer
+from edge_runtime.protocol import Memory
+
+log = logging.getLogger(__name__)
+
+
+class Store(Protocol):
+    """What the agent asks of its disk."""
+
+    def probe(self) -> None:
+        """Raise DeviceError if nothing can be written."""
+        ...
+
+    def load(self) -> Memory:
+        """Read the memory; a blank one at the first start."""
+        ...
+
+    def held(self) -> set[str]:
+        """List the digests of the complete blobs."""
+        ...
+
+    def remember(self, memory: Memory) -> None:
+        """Make `memory` durable in one piece, then drop the blobs and states that it does not name."""
+        ...
+
+    def keep(self, blob: Blob, chunk: Chunk) -> None:
+        """Put a chunk of an incoming blob aside."""
+        ...
+
+    def check(self, blob: Blob) -> bool:
+        """Make the blob durable if its bytes have its digest; else drop them."""
+        ...
+
+    def read(self, digest: str, start: int = 0, end: int | None = None) -> bytes:
+        """Read a complete blob, or a part of it."""
+        ...
+
+    def state(self, digest: str) -> bytes | None:
+        """Read the state that the update `digest` left; None for the empty digest."""
+        ...
+
+    def put(self, payload: bytes, state: bytes) -> Blob:
+        """Make a result durable: the payload of an update, and the state to be in force once it is applied."""
+        ...
+
+
+def named(memory: Memory) -> tuple[set[str], set[str]]:
+    """Say which blobs and which states `memory` names."""
+    pending = {memory.pending.blob.digest} if memory.pending else set()
+    return {memory.setup} | pending, {memory.base} | pending
+
+
+class FileStore:
+    """A Store in a folder."""
+
+    def __init__(self, folder: Path, exclusive: bool = True) -> None:
+        """Open or make the folder; a trainer, which only reads, opens its agent's with `exclusive=False`.
+
+        Raises:
+            DeviceError: it cannot be made or written.
+            ConfigError: another agent uses it.
+        """
+        self.folder = folder
+        self._lock = _lock(folder) if exclusive else None
+
+    def close(self) -> None:
+        """Let another agent use the folder."""
+        if self._lock:
+            self._lock.close()
+
+    def probe(self) -> None:
+        """Try whether a file of 64 KiB can be written.
+
+        Raises:
+            DeviceError: it cannot.
+        """
+        path = self.folder / "probe"
+        write_atomic(path, bytes(65_536))
+        path.unlink()
+
+    def load(self) -> Memory:
+        """Read the memory; a damaged one is set aside and reported, and the device starts anew."""
+        path = self.folder / "memory.json"
+        if not path.exists():
+            return Memory()
+        try:
+            record = json.loads(path.read_bytes())
+            if record.pop("sha256") != _digest_of(record):
+                raise ValueError("its checksum does not fit")
+            return _memory(record)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            path.replace(path.with_suffix(".damaged"))
+            log.warning("%s: damaged (%s): set aside as memory.damaged; this device starts anew", path, error)
+            return Memory()
+
+    def held(self) -> set[str]:
+        """List the digests of the complete blobs."""
+        return {path.name for path in (self.folder / "blobs").iterdir() if len(path.name) == 64}
+
+    def remember(self, memory: Memory) -> None:
+        """Make `memory` durable in one piece, then drop what it does not name."""
+        record = asdict(memory)
+        record["sha256"] = _digest_of(record)
+        write_atomic(self.folder / "memory.json", json.dumps(record).encode())
+        blobs, states = named(memory)
+        for part, names in (("blobs", blobs), ("states", states), ("partial", set[str]())):
+            for path in (self.folder / part).iterdir():
+                if path.name not in names:
+                    path.unlink(missing_ok=True)
+
+    def keep(self, blob: Blob, chunk: Chunk) -> None:
+        """Write a chunk to its place in the partial file."""
+        path = self.folder / "partial" / blob.digest
+        try:
+            with path.open("r+b" if path.exists() else "w+b") as file:
+                file.seek(blob.span(chunk.index)[0])
+                file.write(chunk.data)
+        except OSError as error:
+            raise DeviceError(f"{path}: cannot be written: {error.strerror}; free some space") from error
+
+    def check(self, blob: Blob) -> bool:
+        """Compare the digest, and move the partial file among the blobs."""
+        path = self.folder / "partial" / blob.digest
+        data = path.read_bytes() if path.exists() else b""
+        path.unlink(missing_ok=True)
+        if hashlib.sha256(data).hexdigest() != blob.digest:
+            return False
+        write_atomic(self.folder / "blobs" / blob.digest, data)
+        return True
+
+    def read(self, digest: str, start: int = 0, end: int | None = None) -> bytes:
+        """Read a complete blob, or a part of it, without holding the rest."""
+        with (self.folder / "blobs" / digest).open("rb") as file:
+            file.seek(start)
+            return file.read(-1 if end is None else end - start)
+
+    def state(self, digest: str) -> bytes | None:
+        """Read a state.
+
+        Raises:
+            DeviceError: it is damaged or lost.
+        """
+        if not digest:
+            return None
+        path = self.folder / "states" / digest
+        data = path.read_bytes() if path.exists() else b""
+        if hashlib.sha256(data[32:]).digest() != data[:32]:
+            raise DeviceError(f"{path}: the state of this device is damaged")
+        return data[32:]
+
+    def put(self, payload: bytes, state: bytes) -> Blob:
+        """Write the state first: a payload without its state must never be offered."""
+        blob = Blob(hashlib.sha256(payload).hexdigest(), len(payload))
+        write_atomic(self.folder / "states" / blob.digest, hashlib.sha256(state).digest() + state)
+        write_atomic(self.folder / "blobs" / blob.digest, payload)
+        return blob
+
+
+class MemoryStore:
+    """A Store without a disk. Survives a simulated crash as a disk would: everything put is kept."""
+
+    def __init__(self) -> None:
+        self.memory = Memory()
+        self.blobs: dict[str, bytes] = {}
+        self.states: dict[str, bytes] = {}
+        self.partial: dict[str, dict[int, bytes]] = {}
+
+    def probe(self) -> None:
+        """Memory is always writable."""
+
+    def load(self) -> Memory:
+        """Read the memory."""
+        return self.memory
+
+    def held(self) -> set[str]:
+        """List the digests of the complete blobs."""
+        return set(self.blobs)
+
+    def remember(self, memory: Memory) -> None:
+        """Replace the memory, and drop what it does not name."""
+        self.memory = memory
+        blobs, states = named(memory)
+        self.blobs = {name: data for name, data in self.blobs.items() if name in blobs}
+        self.states = {name: data for name, data in self.states.items() if name in states}
+        self.partial.clear()
+
+    def keep(self, blob: Blob, chunk: Chunk) -> None:
+        """Hold a chunk."""
+        self.partial.setdefault(blob.digest, {})[chunk.index] = chunk.data
+
+    def check(self, blob: Blob) -> bool:
+        """Compare the digest."""
+        chunks = self.partial.pop(blob.digest, {})
+        data = b"".join(chunks[index] for index in sorted(chunks))
+        if hashlib.sha256(data).hexdigest() != blob.digest:
+            return False
+        self.blobs[blob.digest] = data
+        return True
+
+    def read(self, digest: str, start: int = 0, end: int | None = None) -> bytes:
+        """Read a blob, or a part of it."""
+        return self.blobs[digest][start:end]
+
+    def state(self, digest: str) -> bytes | None:
+        """Read a state."""
+        return self.states[digest] if digest else None
+
+    def put(self, payload: bytes, state: bytes) -> Blob:
+        """Hold a result."""
+        blob = Blob(hashlib.sha256(payload).hexdigest(), len(payload))
+        self.states[blob.digest] = state
+        self.blobs[blob.digest] = payload
+        return blob
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    try:
+        for part in ("blobs", "states", "partial"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("ab")
+    except OSError as error:
+        raise DeviceError(f"{folder}: the store cannot be made: {error.strerror}; choose another --store") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise ConfigError(f"{folder}: another agent uses this store; stop it, or choose another --store") from error
+    os.set_inheritable(file.fileno(), False)
+    return file
+
+
+def _digest_of(record: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _memory(record: dict[str, object]) -> Memory:
+    pending = record.pop("pending")
+    memory = Memory(**record)  # type: ignore[arg-type]  # the checksum vouches for the types
+    if not isinstance(pending, dict):
+        return memory
+    offer = Offer(**{**pending, "blob": Blob(**pending["blob"])})
+    return Memory(memory.run, memory.epoch, memory.round, memory.base, memory.setup, offer)

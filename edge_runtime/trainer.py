@@ -1,0 +1,167 @@
+"""The trainer: does one task, in a process of its own, so that the memory goes back to the system afterwards.
+
+`work` is the whole of it, without files or processes: bytes in, bytes out, the same for the same input. The child
+process (`python -m edge_runtime.trainer`) reads one JSON object per line on stdin, and answers each with a line of JSON
+and the bytes it announces. It serves one task and exits; kept warm, it serves until its stdin closes.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edge_runtime import algorithm, backends, config, data, losses, setup
+from edge_runtime.compression import codec
+from edge_runtime.devices import meter
+from edge_runtime.errors import ConfigError, DecodeError, DeviceError
+from edge_runtime.message import Blob, Task
+from edge_runtime.store import FileStore
+from edge_runtime.tree import Flat, Layout
+
+log = logging.getLogger(__name__)
+
+_EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a device brings to a task: its data and its way of computing."""
+
+    device: str
+    data: data.DataConfig
+    cache: str
+    backend: str = "auto"
+    accelerator: str = "cpu"
+    factories: tuple[str, ...] = ()
+    """Models `package.module:factory` that this device is willing to import; built-in models need none."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a task: bytes of the update, the state it leaves, figures; or the reason why not."""
+
+    payload: bytes = b""
+    state: bytes = b""
+    metrics: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+def work(job: Job, task: Task, setup_bytes: bytes, down_bytes: bytes, state_bytes: bytes | None) -> Result:
+    """Do a task: decode, train or evaluate, measure, encode.
+
+    `down_bytes` of an evaluation hold the Down as any round's, and the whole shared model (`decode_evaluation`).
+    """
+    started_s, cpu_s = time.perf_counter(), time.process_time()
+    try:
+        result = _work(job, task, setup_bytes, down_bytes, state_bytes)
+    except (ConfigError, DeviceError, DecodeError) as error:
+        return Result(reason=str(error))
+    times = {"wall-s": time.perf_counter() - started_s, "cpu-s": time.process_time() - cpu_s}
+    return dataclasses.replace(result, metrics={**result.metrics, **times})
+
+
+def _work(job: Job, task: Task, setup_bytes: bytes, down_bytes: bytes, state_bytes: bytes | None) -> Result:
+    run = setup.decode(setup_bytes)
+    if ":" in run.model and run.model not in job.factories:
+        raise DeviceError(f"model {run.model!r} is code that this device does not allow: start it with --allow-model")
+    split = data.load(job.data, Path(job.cache))
+    model = backends.load(job.backend, run.model, job.accelerator)
+    if model.layout != Layout(run.names, run.shapes):
+        raise DeviceError(f"model {run.model!r} has other tensors on this device than on the coordinator")
+    parts = algorithm.load(run.algorithm)
+    settings = config.build(parts.Config, run.config, "algorithm")
+    state = None if state_bytes is None else codec.decode_state(state_bytes, 4 * model.layout.size)
+    shared, down = _unpack(task, down_bytes, parts, model.layout)
+    client = parts.Client(settings, model, state)
+    batches = data.SeededBatches(split.x_train, split.y_train, _seed(run.seed, job.device, task.round))
+    shared = client.shared(down) if shared is None else shared
+    metrics = {"train-samples": float(len(split.y_train)), "test-samples": float(len(split.y_test))}
+    if shared is not None:
+        metrics["accuracy-shared"] = _accuracy(model, shared, split)
+    metrics["accuracy-personal-before"] = _accuracy(model, client.personal(down), split)
+    up = client.round(down, batches)
+    metrics["accuracy-personal"] = _accuracy(model, client.personal(None), split)
+    if task.phase == "evaluate":
+        return Result(metrics=metrics)
+    return Result(algorithm.encode(up), codec.encode_state(client.state()), metrics)
+
+
+def _unpack(task: Task, down_bytes: bytes, parts: algorithm.Algorithm, layout: Layout) -> tuple[Flat | None, Any]:
+    if task.phase == "train":
+        return None, algorithm.decode(down_bytes, parts.Down, layout)
+    down, shared = algorithm.decode_evaluation(down_bytes, layout)
+    return shared, algorithm.decode(down, parts.Down, layout)
+
+
+def _seed(seed: int, device: str, round_: int) -> list[int]:
+    digest = hashlib.sha256(f"{seed}/{device}/{round_}".encode()).digest()
+    return [int.from_bytes(digest[i : i + 4], "little") for i in range(0, 16, 4)]
+
+
+def _accuracy(model: algorithm.Model, flat: Flat, split: data.Split) -> float:
+    params = model.layout.views(flat)
+    right = 0
+    for start in range(0, len(split.y_test), _EVALUATION_BATCH):
+        part = slice(start, start + _EVALUATION_BATCH)
+        outputs, _ = model.oracle.vjp(params, split.x_test[part])
+        right += round(losses.accuracy(outputs, split.y_test[part]) * len(outputs))
+    return right / len(split.y_test)
+
+
+def serve(read_line: Callable[[], bytes], write: Callable[[bytes], object]) -> None:
+    """Answer one request per line until the lines end.
+
+    A request is `{"job": ..., "task": ..., "store": ...}`, or without a task to only see whether the data loads.
+    """
+    while line := read_line():
+        record = json.loads(line)
+        job = _job(record["job"])
+        result = _serve_task(job, record["task"], Path(record["store"])) if record["task"] else check(job)
+        metrics = {**result.metrics, "trainer-peak-rss-bytes": float(meter.peak_rss_bytes())}
+        head = {"metrics": metrics, "reason": result.reason, "payload": len(result.payload), "state": len(result.state)}
+        write(json.dumps(head).encode() + b"\n" + result.payload + result.state)
+
+
+def check(job: Job) -> Result:
+    """See whether the device's data loads."""
+    try:
+        split = data.load(job.data, Path(job.cache))
+    except (ConfigError, DeviceError) as error:
+        return Result(reason=str(error))
+    return Result(metrics={"train-samples": float(len(split.y_train)), "test-samples": float(len(split.y_test))})
+
+
+def _serve_task(job: Job, record: dict[str, Any], folder: Path) -> Result:
+    task = Task(**{**record, "setup": Blob(**record["setup"]), "down": Blob(**record["down"])})
+    store = FileStore(folder, exclusive=False)
+    try:
+        blobs = store.read(task.setup.digest), store.read(task.down.digest), store.state(task.base)
+    except (OSError, DeviceError) as error:
+        return Result(reason=str(error))
+    return work(job, task, *blobs)
+
+
+def _job(record: dict[str, Any]) -> Job:
+    settings = config.build(data.DataConfig, record["data"], "data")
+    return Job(**{**record, "data": settings, "factories": tuple(record["factories"])})
+
+
+def main() -> None:
+    """Serve on stdin and stdout."""
+
+    def write(data: bytes) -> None:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+    logging.basicConfig(level=logging.WARNING, format="trainer: %(message)s")
+    serve(sys.stdin.buffer.readline, write)
+
+
+if __name__ == "__main__":
+    main()
