@@ -1,0 +1,147 @@
+"""Any torch module as an Oracle, on the CPU or a CUDA device.
+
+The module never holds the parameters: they are handed in at every call, so one module serves any number of parameter
+vectors. It stands in evaluation mode (dropout is off, since the same task must give the same bits), and layers that
+would keep running statistics (BatchNorm) take those of the batch instead: nothing in the module ever changes.
+"""
+
+import importlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edge_runtime.algorithm import Model, Pullback
+from edge_runtime.errors import ConfigError, DeviceError
+from edge_runtime.models import Conv, Flatten, GlobalAveragePool, GroupNorm, Layer, Linear, MaxPool, ModelSpec, Relu
+from edge_runtime.tree import Layout, Tree
+
+
+class TorchOracle:
+    """A torch module as an Oracle. Parameters must not change between `vjp` and its pullback."""
+
+    def __init__(self, module: torch.nn.Module, device: str) -> None:
+        self._device = _device(device)
+        self._module = _freeze_statistics(module).eval().to(self._device)
+
+    def vjp(self, params: Tree, x: NDArray[Any]) -> tuple[NDArray[np.float32], Pullback]:
+        """Evaluate the model; see `algorithm.Oracle`."""
+        leaves = {name: self._tensor(value).requires_grad_() for name, value in params.items()}
+        with _exact():
+            outputs = torch.func.functional_call(self._module, leaves, (self._tensor(x),))
+
+        def pullback(grad: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+            tensors = list(leaves.values())
+            with _exact():
+                grads = torch.autograd.grad(outputs, tensors, self._tensor(grad), materialize_grads=True)
+            return {name: value.cpu().numpy() for name, value in zip(leaves, grads, strict=True)}
+
+        return outputs.detach().cpu().numpy(), pullback
+
+    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
+        kind = np.float32 if np.issubdtype(array.dtype, np.floating) else np.int64
+        array = np.ascontiguousarray(array, kind)
+        if not array.flags.writeable:
+            array = array.copy()  # torch warns about memory that it could not write to
+        return torch.from_numpy(array).to(self._device)
+
+
+def from_spec(spec: ModelSpec, device: str) -> Model:
+    """Make a built-in model.
+
+    Raises:
+        DeviceError: CUDA is asked for and absent.
+    """
+    layers = OrderedDict((name, _layer(layer, len(spec.input_shape) - 1)) for name, layer in spec.named)
+    return Model(spec.layout, TorchOracle(torch.nn.Sequential(layers), device))
+
+
+def from_factory(path: str, device: str) -> Model:
+    """Make a model of a user's own torch module, `package.module:factory`.
+
+    Raises:
+        ConfigError: the module cannot be made.
+        DeviceError: CUDA is asked for and absent.
+    """
+    module = make(path)
+    return Model(layout(module), TorchOracle(module, device))
+
+
+def make(path: str) -> torch.nn.Module:
+    """Call `package.module:factory`.
+
+    Raises:
+        ConfigError: it cannot be imported or called, or makes no torch module with float32 parameters.
+    """
+    module_name, _, attribute = path.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+        module = factory()
+    except Exception as error:  # it is the user's code, which may raise anything
+        raise ConfigError(f"model: {path!r} cannot be made: {type(error).__name__}: {error}") from error
+    if not isinstance(module, torch.nn.Module):
+        raise ConfigError(f"model: {path!r} gives a {type(module).__name__}, not a torch.nn.Module")
+    kinds = {parameter.dtype for parameter in module.parameters()}
+    if kinds != {torch.float32}:
+        found = ", ".join(sorted(str(kind) for kind in kinds)) or "none"
+        raise ConfigError(f"model: {path!r} must have float32 parameters, found {found}; call .float() on it")
+    return module
+
+
+def layout(module: torch.nn.Module) -> Layout:
+    """List a module's parameters (not its buffers) in the order of its state."""
+    pairs = [(name, tuple(parameter.shape)) for name, parameter in module.named_parameters()]
+    return Layout(tuple(name for name, _ in pairs), tuple(shape for _, shape in pairs))
+
+
+def _layer(layer: Layer, dims: int) -> torch.nn.Module:
+    match layer:
+        case Conv():
+            kind = torch.nn.Conv1d if dims == 1 else torch.nn.Conv2d
+            kernel: Any = layer.kernel
+            return kind(layer.inputs, layer.outputs, kernel, layer.stride, layer.padding)
+        case Linear():
+            return torch.nn.Linear(layer.inputs, layer.outputs)
+        case GroupNorm():
+            return torch.nn.GroupNorm(layer.groups, layer.channels, layer.epsilon)
+        case Relu():
+            return torch.nn.ReLU()
+        case MaxPool():
+            return torch.nn.MaxPool1d(layer.size) if dims == 1 else torch.nn.MaxPool2d(layer.size)
+        case GlobalAveragePool():
+            return _GlobalAveragePool()
+        case Flatten():
+            return torch.nn.Flatten()
+
+
+class _GlobalAveragePool(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(2).mean(2)
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f"device: {name!r} is unknown (known: cpu, cuda)")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("device: torch finds no CUDA device here; use cpu, or install a torch built for CUDA")
+    return torch.device(name)
+
+
+def _freeze_statistics(module: torch.nn.Module) -> torch.nn.Module:
+    for part in module.modules():
+        if isinstance(part, torch.nn.modules.batchnorm._NormBase):
+            part.track_running_stats = False
+            for name in ("running_mean", "running_var", "num_batches_tracked"):
+                setattr(part, name, None)
+    return module
+
+
+@contextmanager
+def _exact() -> Iterator[None]:
+    """Keep CUDA from rounding to TF32 and from picking another algorithm at every start."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield

@@ -1,0 +1,99 @@
+"""A device's own data: a folder with `train.npz` and `test.npz`.
+
+Each file holds `x` [samples, ...] (floats, or whole numbers that are kept whole, for models with embeddings) and `y`
+[samples], class indices from 0. `train.npz` may hold `classes`, how many there are, for a device that has not seen the
+last of them. A folder for several devices (a simulation, say) holds a sub-folder of that kind for each; its name is
+the device's.
+"""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.errors import ConfigError
+
+
+def names(folder: Path) -> list[str]:
+    """Name the devices: one, "device-000", or the sub-folders in alphabetical order.
+
+    Raises:
+        ConfigError: there is no data in the folder.
+    """
+    if (folder / "train.npz").exists() or (folder / "test.npz").exists():
+        return ["device-000"]
+    found = sorted(path.parent.name for path in folder.glob("*/train.npz"))
+    if not found:
+        raise ConfigError(f"{folder}: holds no data; put train.npz and test.npz there, each with arrays x and y")
+    return found
+
+
+def read(folder: Path, part: int) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[Any], NDArray[np.int64], int]:
+    """Read one device's x_train, y_train, x_test, y_test and the number of classes.
+
+    Raises:
+        ConfigError: no such part, or a file that is missing, damaged or wrong, with its name and key.
+    """
+    devices = names(folder)
+    if part >= len(devices):
+        raise ConfigError(f"{folder}: holds data of {len(devices)} device(s), so there is no part {part}")
+    if not (folder / "train.npz").exists() and not (folder / "test.npz").exists():
+        folder = folder / devices[part]
+    train, test = _open(folder / "train.npz"), _open(folder / "test.npz")
+    classes = _classes(folder / "train.npz", train)
+    if train["x"].shape[1:] != test["x"].shape[1:]:
+        shapes = f"{test['x'].shape[1:]}, but {train['x'].shape[1:]} in train.npz"
+        raise ConfigError(f"{folder / 'test.npz'}: x has samples of shape {shapes}; make them alike")
+    for name, arrays in (("train.npz", train), ("test.npz", test)):
+        y = arrays["y"]
+        if y.min() < 0 or y.max() >= classes:
+            wrong = int(y.min() if y.min() < 0 else y.max())
+            hint = f"labels go from 0 to {classes - 1}; mend it, or say in train.npz how many `classes` there are"
+            raise ConfigError(f"{folder / name}: y holds the label {wrong}, but {hint}")
+    return train["x"], train["y"], test["x"], test["y"], classes
+
+
+def _open(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ConfigError(f"{path}: not an NPZ file; write it with numpy.savez")
+            arrays = {key: file[key] for key in ("x", "y", "classes") if key in file}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); write it with numpy.savez, x and y as numbers") from error
+    for key in ("x", "y"):
+        if key not in arrays:
+            raise ConfigError(f"{path}: lacks the key {key!r}; write it with numpy.savez(path, x=..., y=...)")
+    return {**arrays, "x": _inputs(path, arrays["x"]), "y": _labels(path, arrays["y"], len(arrays["x"]))}
+
+
+def _inputs(path: Path, x: NDArray[Any]) -> NDArray[Any]:
+    if x.ndim < 2 or not len(x) or x.dtype.kind not in "fiub":
+        raise ConfigError(f"{path}: x must be numbers [samples, ...], found {x.dtype} {list(x.shape)}; reshape it")
+    if x.dtype.kind != "f":
+        return x.astype(np.int64)
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32)
+    if not np.isfinite(x).all():
+        row = int(np.argwhere(~np.isfinite(x))[0][0])
+        raise ConfigError(f"{path}: x holds a NaN or infinity in sample {row}; mend or drop it")
+    return x
+
+
+def _labels(path: Path, y: NDArray[Any], samples: int) -> NDArray[np.int64]:
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        raise ConfigError(f"{path}: y must be whole numbers [samples], found {y.dtype} {list(y.shape)}; convert it")
+    if len(y) != samples:
+        raise ConfigError(f"{path}: y has {len(y)} labels for the {samples} samples in x; make them as many")
+    return y.astype(np.int64)
+
+
+def _classes(path: Path, train: dict[str, NDArray[Any]]) -> int:
+    if "classes" not in train:
+        return int(train["y"].max()) + 1
+    classes = train["classes"]
+    if classes.ndim or classes.dtype.kind not in "iu" or not 0 < classes < 1 << 31:
+        raise ConfigError(f"{path}: classes must be one whole number above 0; write numpy.savez(..., classes=10)")
+    return int(classes)
