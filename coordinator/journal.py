@@ -232,7 +232,8 @@ class Journal:
     def accepted(self) -> list[Accepted]:
         """List all updates that count, with their figures."""
         query = "SELECT round, phase, device, metrics FROM upload WHERE reason = '' ORDER BY round, phase, device"
-        return [Accepted(*row[:3], json.loads(row[3])) for row in self._database.execute(query)]
+        rows = self._database.execute(query)
+        return [Accepted(round_, phase, device, json.loads(metrics)) for round_, phase, device, metrics in rows]
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edge_runtime import algorithm, config, models
 from edge_runtime.algorithm import Algorithm
 from edge_runtime.coordinator.rounds import Plan
@@ -102,10 +100,7 @@ def _initial(model: str, seed: int) -> tuple[Layout, Flat]:
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise ConfigError(f"model {model!r} cannot be made: {last}")
-        with np.load(path, allow_pickle=False) as arrays:
-            tree = {name: np.asarray(arrays[name], np.float32) for name in arrays.files}
-    layout = Layout(tuple(tree), tuple(tuple(value.shape) for value in tree.values()))
-    return layout, layout.join(tree)
+        return models.read_initial(path)
 
 
 def describe(run: Run) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from edge_runtime.coordinator.rounds import (
     Keep,
     Look,
     Plan,
-    Progress,
     Register,
     RoundsCore,
     Sample,

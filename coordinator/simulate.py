@@ -6,7 +6,7 @@ other, so that what it costs in memory is one trainer.
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_runtime import trainer
@@ -18,7 +18,8 @@ from edge_runtime.data import DataConfig
 from edge_runtime.errors import RunError
 from edge_runtime.message import Message, Task, down_topic, encode, up_topic
 from edge_runtime.store import MemoryStore
-from edge_runtime.transport import Faults, Loopback, LoopbackEnd
+from edge_runtime.trainer_process import Outcome
+from edge_runtime.transport import CALM, Faults, Loopback, LoopbackEnd
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +34,9 @@ class InlineTrainer:
 
     def __init__(self, bus: Loopback, job: trainer.Job, store: MemoryStore) -> None:
         self._bus, self._job, self._store = bus, job, store
-        self._done: Callable[[Task, trainer.Result], None] = lambda task, result: None
+        self._done: Callable[[Task, Outcome], None] = lambda task, result: None
 
-    def attach(self, done: Callable[[Task, trainer.Result], None]) -> None:
+    def attach(self, done: Callable[[Task, Outcome], None]) -> None:
         """Say whom to tell what came of a task."""
         self._done = done
 
@@ -46,34 +47,31 @@ class InlineTrainer:
         self._bus.later(_TASK_S, lambda: self._done(task, trainer.work(self._job, task, *blobs)))
 
 
-def simulate(
-    run: Run,
-    run_id: str,
-    data: DataConfig,
-    names: list[str],
-    cache: Path,
-    journal: Journal,
-    backend: str,
-    watch: Callable[[Coordinator], None],
-    faults: Faults = Faults(),
-) -> Coordinator:
-    """Play a whole run with one device per part of `data`.
+@dataclass(frozen=True)
+class Scene:
+    """Who takes part in a simulated run, and over what network."""
 
-    Args:
-        run: what to run.
-        run_id: its name.
-        data: the data set; `part` is set per device.
-        names: ids of the devices, in the order of the parts.
-        cache: where prepared data sets are kept.
-        journal: the coordinator's durable side.
-        backend: the trainers' backend.
-        watch: called after every event that the coordinator saw.
-        faults: what the bus does to messages.
+    data: DataConfig
+    """The data set; each device has one part of it."""
+    devices: list[str]
+    """Ids of the devices, in the order of the parts."""
+    cache: Path
+    """Where prepared data sets are kept."""
+    backend: str = "auto"
+    accelerator: str = "cpu"
+    factories: tuple[str, ...] = ()
+    faults: Faults = CALM
+
+
+def simulate(
+    run: Run, run_id: str, scene: Scene, journal: Journal, watch: Callable[[Coordinator], None]
+) -> Coordinator:
+    """Play a whole run; `watch` is called after every event that the coordinator saw.
 
     Raises:
         RunError: the run cannot go on.
     """
-    bus = Loopback(run.config.seed, faults)
+    bus = Loopback(run.config.seed, scene.faults)
     end = bus.end()
 
     def send(device: str, message: Message) -> bool:
@@ -90,8 +88,9 @@ def simulate(
     end.start([up_topic(run.config.fleet, "+")], receive, lambda up: None)
     coordinator.start()
     ticking = [coordinator.tick]
-    for part, name in enumerate(names):
-        job = trainer.Job(name, replace(data, part=part), str(cache), backend)
+    for part, name in enumerate(scene.devices):
+        part_data = replace(scene.data, part=part)
+        job = trainer.Job(name, part_data, str(scene.cache), scene.backend, scene.accelerator, scene.factories)
         ticking.append(_device(bus, run.config.fleet, name, job).tick)
     for event in ticking:
         _every(bus, event)

@@ -192,7 +192,7 @@ class Agent:
     def _finished(self, task: Task, outcome: Outcome) -> None:
         self._events.put(lambda: self.device.finished(task, outcome))
 
-    def _receive(self, topic: str, payload: bytes) -> None:
+    def _receive(self, _topic: str, payload: bytes) -> None:
         self._post(lambda: self._on_message(payload))
 
     def _on_message(self, payload: bytes) -> None:

@@ -32,10 +32,10 @@ _START_EXAMPLES = """examples:
 class Parser(argparse.ArgumentParser):
     """An argument parser whose `-h` is free (for the host, as in mosquitto) and whose errors are one line."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, prog: str | None = None, **options: Any) -> None:
         """Make `--help` the only help flag, and keep the examples as they are laid out."""
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(*arguments, add_help=False, allow_abbrev=False, **options)
+        super().__init__(prog, add_help=False, allow_abbrev=False, **options)
         self.add_argument("--help", action="help", help="show this and exit")
 
     def error(self, message: str) -> NoReturn:
@@ -178,7 +178,7 @@ def until_signal() -> Callable[[], bool]:
     """Turn SIGTERM and SIGINT into an answer to "stop?"."""
     asked: list[int] = []
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def ask(number: int, _frame: FrameType | None) -> None:
         asked.append(number)
 
     signal.signal(signal.SIGTERM, ask)

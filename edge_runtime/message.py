@@ -7,7 +7,7 @@ that name, no others and none missing. A chunk of a blob is binary, little-endia
     0       2     0xEC, 0x01 (magic, version)
     2       4     u32 index of the chunk in its blob
     6       32    SHA-256 of the whole blob
-    38      4     u32 CRC-32 of the data
+    38      4     u32 CRC-32 of digest and data, started with the index
     42      n     data, 1 to 119,958 bytes (a message is at most 120,000 bytes long)
 
 Topics carry the device id as a level of its own, so that a broker's ACL can match it: `edge/FLEET/up/DEVICE` towards
@@ -186,8 +186,8 @@ def check_name(name: str, what: str) -> str:
 def encode(message: Message) -> bytes:
     """Encode any message; the inverse of `decode`."""
     if isinstance(message, Chunk):
-        head = _CHUNK.pack(_MAGIC, message.index, bytes.fromhex(message.digest), zlib.crc32(message.data))
-        return head + message.data
+        digest = bytes.fromhex(message.digest)
+        return _CHUNK.pack(_MAGIC, message.index, digest, _crc(message.index, digest, message.data)) + message.data
     record = {"type": type(message).__name__, **dataclasses.asdict(message)}
     return json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
 
@@ -217,9 +217,13 @@ def _decode_chunk(data: bytes) -> Chunk:
         raise DecodeError(f"chunk: {len(data)} bytes")
     _, index, digest, crc = _CHUNK.unpack_from(data)
     body = bytes(data[_CHUNK.size :])
-    if zlib.crc32(body) != crc:
+    if _crc(index, digest, body) != crc:
         raise DecodeError("chunk: the CRC does not fit")
     return Chunk(digest.hex(), index, body)
+
+
+def _crc(index: int, digest: bytes, data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(digest, index))
 
 
 def _no_constant(name: str) -> NoReturn:

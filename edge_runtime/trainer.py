@@ -12,7 +12,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from edge_runtime.devices import meter
 from edge_runtime.errors import ConfigError, DecodeError, DeviceError
 from edge_runtime.message import Blob, Task
 from edge_runtime.store import FileStore
+from edge_runtime.trainer_process import Outcome
 from edge_runtime.tree import Flat, Layout
 
 log = logging.getLogger(__name__)
@@ -42,17 +43,7 @@ class Job:
     """Models `package.module:factory` that this device is willing to import; built-in models need none."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """What came of a task: bytes of the update, the state it leaves, figures; or the reason why not."""
-
-    payload: bytes = b""
-    state: bytes = b""
-    metrics: dict[str, float] = field(default_factory=dict)
-    reason: str = ""
-
-
-def work(job: Job, task: Task, setup_bytes: bytes, down_bytes: bytes, state_bytes: bytes | None) -> Result:
+def work(job: Job, task: Task, setup_bytes: bytes, down_bytes: bytes, state_bytes: bytes | None) -> Outcome:
     """Do a task: decode, train or evaluate, measure, encode.
 
     `down_bytes` of an evaluation hold the Down as any round's, and the whole shared model (`decode_evaluation`).
@@ -61,12 +52,12 @@ def work(job: Job, task: Task, setup_bytes: bytes, down_bytes: bytes, state_byte
     try:
         result = _work(job, task, setup_bytes, down_bytes, state_bytes)
     except (ConfigError, DeviceError, DecodeError) as error:
-        return Result(reason=str(error))
+        return Outcome(reason=str(error))
     times = {"wall-s": time.perf_counter() - started_s, "cpu-s": time.process_time() - cpu_s}
     return dataclasses.replace(result, metrics={**result.metrics, **times})
 
 
-def _work(job: Job, task: Task, setup_bytes: bytes, down_bytes: bytes, state_bytes: bytes | None) -> Result:
+def _work(job: Job, task: Task, setup_bytes: bytes, down_bytes: bytes, state_bytes: bytes | None) -> Outcome:
     run = setup.decode(setup_bytes)
     if ":" in run.model and run.model not in job.factories:
         raise DeviceError(f"model {run.model!r} is code that this device does not allow: start it with --allow-model")
@@ -88,8 +79,8 @@ def _work(job: Job, task: Task, setup_bytes: bytes, down_bytes: bytes, state_byt
     up = client.round(down, batches)
     metrics["accuracy-personal"] = _accuracy(model, client.personal(None), split)
     if task.phase == "evaluate":
-        return Result(metrics=metrics)
-    return Result(algorithm.encode(up), codec.encode_state(client.state()), metrics)
+        return Outcome(metrics=metrics)
+    return Outcome(algorithm.encode(up), codec.encode_state(client.state()), metrics)
 
 
 def _unpack(task: Task, down_bytes: bytes, parts: algorithm.Algorithm, layout: Layout) -> tuple[Flat | None, Any]:
@@ -128,22 +119,22 @@ def serve(read_line: Callable[[], bytes], write: Callable[[bytes], object]) -> N
         write(json.dumps(head).encode() + b"\n" + result.payload + result.state)
 
 
-def check(job: Job) -> Result:
+def check(job: Job) -> Outcome:
     """See whether the device's data loads."""
     try:
         split = data.load(job.data, Path(job.cache))
     except (ConfigError, DeviceError) as error:
-        return Result(reason=str(error))
-    return Result(metrics={"train-samples": float(len(split.y_train)), "test-samples": float(len(split.y_test))})
+        return Outcome(reason=str(error))
+    return Outcome(metrics={"train-samples": float(len(split.y_train)), "test-samples": float(len(split.y_test))})
 
 
-def _serve_task(job: Job, record: dict[str, Any], folder: Path) -> Result:
+def _serve_task(job: Job, record: dict[str, Any], folder: Path) -> Outcome:
     task = Task(**{**record, "setup": Blob(**record["setup"]), "down": Blob(**record["down"])})
     store = FileStore(folder, exclusive=False)
     try:
         blobs = store.read(task.setup.digest), store.read(task.down.digest), store.state(task.base)
     except (OSError, DeviceError) as error:
-        return Result(reason=str(error))
+        return Outcome(reason=str(error))
     return work(job, task, *blobs)
 
 

@@ -59,6 +59,10 @@ class Faults:
     delay_s: float = 0.0
 
 
+CALM = Faults()
+"""Messages arrive at once, once, and in order."""
+
+
 class Loopback:
     """A bus in memory with a clock of its own: deterministic, given its seed.
 
@@ -66,7 +70,7 @@ class Loopback:
     the order in which they were sent.
     """
 
-    def __init__(self, seed: int = 0, faults: Faults = Faults()) -> None:
+    def __init__(self, seed: int = 0, faults: Faults = CALM) -> None:
         self.now_s = 0.0
         self._faults = faults
         self._random = random.Random(seed)  # noqa: S311  # repeatable on purpose

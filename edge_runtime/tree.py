@@ -6,6 +6,7 @@ afterwards `Layout.digest()` stands for them.
 """
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ class Layout:
         ends = [0]
         for size in self.sizes:
             ends.append(ends[-1] + size)
-        return tuple(slice(start, end) for start, end in zip(ends, ends[1:], strict=False))
+        return tuple(slice(start, end) for start, end in itertools.pairwise(ends))
 
     @cached_property
     def size(self) -> int:

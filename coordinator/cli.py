@@ -1,0 +1,212 @@
+"""`edge-coordinator`: what a person types on a server."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edge_runtime import __version__, config
+from edge_runtime.cli import Parser, add_common, add_data, add_link, data_table, link, run_command, until_signal
+from edge_runtime.errors import ConfigError
+
+_EXIT_CODES = (
+    """exit codes: 0 done, 2 wrong flag, key or data, 3 no broker, 4 disk or device, 5 run failed, 130 Ctrl-C"""
+)
+_TABLES = ("run", "algorithm", "data")
+_DEMO_EXAMPLES = """examples:
+  edge-coordinator demo
+  edge-coordinator demo --rounds 20 --labels-per-class 5
+  edge-coordinator demo --algorithm ditto --set algorithm.lr=0.05
+
+"""
+_SIMULATE_EXAMPLES = """examples:
+  edge-coordinator simulate --rounds 20
+  edge-coordinator simulate --data fashion-mnist --parts 100 --model lenet --set run.cohort=10
+  edge-coordinator simulate --config study.toml --set algorithm.density=0.2 --json
+
+"""
+_START_EXAMPLES = """examples:
+  edge-coordinator start --config run.toml -h broker.lan --folder runs/first
+  edge-coordinator start --rounds 10 --set run.devices=3 --set algorithm.density=0.5
+
+The same command again goes on with a run that was interrupted.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `edge-coordinator`."""
+    options = _parser().parse_args(arguments)
+    run_command(options, "edge-coordinator")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        "edge-coordinator", description="Train personalised models on a fleet of devices.", epilog=_EXIT_CODES
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
+    _add_demo(commands)
+    _add_simulate(commands)
+    _add_start(commands)
+    _add_broker(commands)
+    _add_report(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, summary: str, examples: str, command: Any) -> Any:
+    parser = commands.add_parser(name, help=summary, description=f"{summary}.", epilog=examples + _EXIT_CODES)
+    parser.set_defaults(command=command)
+    add_common(parser)
+    return parser
+
+
+def _add_run(parser: Any) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument("--config", type=Path, metavar="FILE", help="TOML file with tables [run], [algorithm], [data]")
+    group.add_argument("--algorithm", help="fedspa, fedavg, ditto, local, or a module of your own")
+    group.add_argument("--model", help="built-in name, or package.module:factory of a torch module of your own")
+    group.add_argument("--rounds", type=int, metavar="N", help="rounds of training")
+    group.add_argument("--seed", type=int, metavar="N", help="seed of everything random")
+    group.add_argument(
+        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="any key of a table, as in the file"
+    )
+    group.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where reports go (default runs)")
+    group.add_argument("--no-baseline", action="store_true", help="do not run dense FedAvg on the same work beside it")
+    group.add_argument("--json", action="store_true", help="print the report as JSON at the end")
+
+
+def _tables(
+    options: argparse.Namespace, defaults: dict[str, dict[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Collect the settings: defaults, then the file, then flags, then --set."""
+    tables = config.read(options.config, _TABLES) if options.config else {name: {} for name in _TABLES}
+    tables = {name: {**(defaults or {}).get(name, {}), **tables[name]} for name in _TABLES}
+    for name in ("algorithm", "model", "rounds", "seed"):
+        if getattr(options, name) is not None:
+            tables["run"][name] = getattr(options, name)
+    config.override(tables, options.set)
+    return tables
+
+
+def _add_demo(commands: Any) -> None:
+    demo = _command(
+        commands, "demo", "Run a broker, a coordinator and 20 agents on this machine", _DEMO_EXAMPLES, _demo
+    )
+    _add_run(demo)
+    add_data(demo)
+    demo.add_argument("--broker", default="auto", help="auto, mosquitto or amqtt (default auto)")
+    demo.add_argument(
+        "--cold", action="store_true", help="a new trainer process for every task: slower, as on small devices"
+    )
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from edge_runtime.coordinator.demo import demo
+
+    tables = _tables(options)
+    tables["data"] = {**data_table(options), **tables["data"]}
+    _finish(demo(tables, options.runs, options.broker, not options.cold, not options.no_baseline), options.json)
+
+
+def _add_simulate(commands: Any) -> None:
+    simulate = _command(
+        commands, "simulate", "Play a whole run in one process, deterministically", _SIMULATE_EXAMPLES, _simulate
+    )
+    _add_run(simulate)
+    add_data(simulate)
+    simulate.add_argument("--backend", default="auto", help="what computes: auto, numpy or torch (default auto)")
+    simulate.add_argument("--accelerator", default="cpu", help="for torch: cpu or cuda (default cpu)")
+    simulate.add_argument("--drop", type=float, default=0.0, metavar="P", help="probability that a message is lost")
+    simulate.add_argument("--duplicate", type=float, default=0.0, metavar="P", help="... that it comes twice")
+    simulate.add_argument(
+        "--delay", type=float, default=0.0, metavar="S", help="longest delay: messages overtake each other"
+    )
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    from edge_runtime.coordinator.demo import simulated
+    from edge_runtime.transport import Faults
+
+    tables = _tables(options)
+    tables["data"] = {**data_table(options), **tables["data"]}
+    faults = Faults(options.drop, options.duplicate, options.delay)
+    where = (options.backend, options.accelerator)
+    _finish(simulated(tables, options.runs, faults, where, not options.no_baseline), options.json)
+
+
+def _add_start(commands: Any) -> None:
+    start = _command(commands, "start", "Coordinate a run over a broker", _START_EXAMPLES, _start)
+    _add_run(start)
+    add_link(start)
+    start.add_argument(
+        "--folder", type=Path, metavar="DIR", help="the run's own folder; one that holds a run resumes it"
+    )
+
+
+def _start(options: argparse.Namespace) -> None:
+    from edge_runtime.coordinator.demo import coordinate
+
+    tables = _tables(options, {"run": {"fleet": options.fleet}})
+    folder = options.folder or options.runs / time.strftime("%Y%m%d-%H%M%S")
+    connection = link(options, f"coordinator-{tables['run']['fleet']}")
+    _finish(coordinate(tables, connection, folder, options.runs), options.json)
+
+
+def _add_broker(commands: Any) -> None:
+    broker = _command(commands, "broker", "Run an MQTT broker on this machine until Ctrl-C", "", _broker)
+    broker.add_argument("--kind", default="auto", help="auto, mosquitto or amqtt (default auto)")
+    broker.add_argument("-p", "--port", type=int, default=1883, help="port on 127.0.0.1 (default 1883)")
+
+
+def _broker(options: argparse.Namespace) -> None:
+    from edge_runtime.coordinator import broker
+
+    stop = until_signal()
+    folder = config.state_folder() / "broker"
+    with broker.start(options.kind, port=options.port, folder=folder) as running:
+        sys.stdout.write(f"{running.kind} listens on {running.host}:{running.port}; Ctrl-C stops it\n")
+        sys.stdout.flush()
+        while not stop():
+            time.sleep(0.2)
+            running.check()
+
+
+def _add_report(commands: Any) -> None:
+    report = _command(commands, "report", "Show the summary of a finished run", "", _report)
+    report.add_argument("folder", type=Path, nargs="?", default=Path("runs/latest"), help="default runs/latest")
+    report.add_argument("--json", action="store_true", help="print report.json")
+    report.add_argument("--picture", type=Path, metavar="FILE", help="draw the report's plots as one PNG")
+
+
+def _report(options: argparse.Namespace) -> None:
+    path = options.folder / "report.json"
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: no report there ({error}); run `edge-coordinator demo` first") from error
+    if options.picture:
+        from edge_runtime.coordinator import plots
+
+        plots.picture(record, options.picture)
+    _finish((record, options.folder), options.json)
+
+
+def _finish(done: tuple[dict[str, Any], Path], as_json: bool) -> None:
+    record, folder = done
+    if as_json:
+        sys.stdout.write(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        return
+    from rich.console import Console
+
+    from edge_runtime.coordinator import report
+
+    console = Console()
+    console.print(report.summary_table(record))
+    console.print(f"report: {folder / 'report.html'}  (figures: {folder / 'report.json'})", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

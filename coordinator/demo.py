@@ -1,0 +1,131 @@
+"""The commands that run something: the demo with all its processes, a simulation, a run over somebody's broker."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edge_runtime import config, data
+from edge_runtime.coordinator import broker as brokers
+from edge_runtime.coordinator import fleet, live, report, session
+from edge_runtime.coordinator.run import Run, RunConfig, prepare
+from edge_runtime.coordinator.server import Coordinator
+from edge_runtime.coordinator.session import Outcome
+from edge_runtime.coordinator.simulate import Scene
+from edge_runtime.data import DataConfig
+from edge_runtime.mqtt import Link
+from edge_runtime.transport import Faults
+
+Tables = dict[str, dict[str, Any]]
+Reported = tuple[dict[str, Any], Path]
+
+
+def demo(tables: Tables, runs: Path, broker: str, warm: bool, baseline: bool) -> Reported:
+    """Run everything on this machine: a broker, one agent per device of the data set, and the runs.
+
+    Raises:
+        EdgeError: of whatever cannot be.
+    """
+    settings, names = _data(tables)
+    tables["run"]["devices"] = len(names)
+    plans = _plans(tables, baseline)
+    folder = _folder(runs)
+    outcomes = []
+    with (
+        brokers.start(broker, folder=folder / "broker") as running,
+        fleet.agents(names, running, _flags(settings), folder, warm) as processes,
+    ):
+        connection = Link(running.host, running.port, "coordinator")
+        for run in plans:
+
+            def alive() -> None:
+                running.check()
+                fleet.check(processes, names, folder)
+
+            with _watching(run, names, alive) as watch:
+                where = folder / run.config.algorithm
+                outcomes.append(session.over_mqtt(run, connection, where, running.kind, watch))
+    return _report(outcomes, settings, folder, runs)
+
+
+def simulated(tables: Tables, runs: Path, faults: Faults, compute: tuple[str, str], baseline: bool) -> Reported:
+    """Play the runs in this process; `compute` is backend and accelerator.
+
+    Raises:
+        EdgeError: of whatever cannot be.
+    """
+    settings, names = _data(tables)
+    tables["run"]["devices"] = len(names)
+    plans = _plans(tables, baseline)
+    folder = _folder(runs)
+    outcomes = []
+    for run in plans:
+        factories = (run.config.model,)
+        scene = Scene(settings, names, config.cache_folder(), *compute, factories, faults)
+        with _watching(run, names, lambda: None) as watch:
+            outcomes.append(session.in_memory(run, scene, folder / run.config.algorithm, watch))
+    return _report(outcomes, settings, folder, runs)
+
+
+def coordinate(tables: Tables, connection: Link, folder: Path, runs: Path) -> Reported:
+    """Coordinate one run over a broker, or go on with it.
+
+    Raises:
+        EdgeError: of whatever cannot be.
+    """
+    (run,) = _plans(tables, baseline=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _watching(run, [], lambda: None) as watch:
+        outcome = session.over_mqtt(run, connection, folder / run.config.algorithm, "external", watch)
+    return _report([outcome], None, folder, runs)
+
+
+def _plans(tables: Tables, baseline: bool) -> list[Run]:
+    run = prepare(config.build(RunConfig, tables["run"], "run"), tables["algorithm"])
+    wanted = baseline and run.config.algorithm != "fedavg"
+    return [run, session.baseline_of(run, tables["algorithm"])] if wanted else [run]
+
+
+def _data(tables: Tables) -> tuple[DataConfig, list[str]]:
+    settings = config.build(DataConfig, tables["data"], "data")
+    names = data.device_names(settings)
+    data.load(dataclasses.replace(settings, part=0), config.cache_folder())  # once, before twenty processes ask for it
+    return settings, names
+
+
+def _flags(settings: DataConfig) -> list[str]:
+    flags = []
+    for key, value in config.table(settings).items():
+        if key not in ("name", "part"):
+            flags += [f"--{'data-seed' if key == 'seed' else key}", str(value)]
+    return ["--data", settings.name, *flags]
+
+
+def _folder(runs: Path) -> Path:
+    folder = runs / time.strftime("%Y%m%d-%H%M%S")
+    folder.mkdir(parents=True, exist_ok=False)
+    return folder
+
+
+@contextmanager
+def _watching(run: Run, names: list[str], alive: Callable[[], None]) -> Iterator[Callable[[Coordinator], None]]:
+    """Show a run while it goes on, and raise as soon as a process that it needs has died."""
+    with live.Live() as screen:
+        started_s = time.monotonic()
+
+        def watch(coordinator: Coordinator) -> None:
+            alive()
+            screen.show(status(run, coordinator, names, time.monotonic() - started_s))
+
+        yield watch
+
+
+def status(run: Run, coordinator: Coordinator, names: list[str], elapsed_s: float) -> live.Status:
+    """Take a picture of a run for the live table."""
+    raise NotImplementedError
+
+
+def _report(outcomes: list[Outcome], settings: DataConfig | None, folder: Path, runs: Path) -> Reported:
+    raise NotImplementedError

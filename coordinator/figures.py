@@ -1,0 +1,59 @@
+"""From the figures that devices sent along with their updates to the rows of a report."""
+
+from collections.abc import Sequence
+
+from edge_runtime.coordinator.journal import Accepted
+from edge_runtime.coordinator.report import Row
+
+
+def rows(accepted: Sequence[Accepted]) -> list[Row]:
+    """Make one row per device and round.
+
+    A device counts the bytes on its socket from the run's first task on and reports the count with each offer, before
+    the upload. So what came down for a round is the difference to the round before, and what went up (with everything
+    said until the next offer) the difference to the round after; the last round of all has none.
+    """
+    made = []
+    by_device: dict[str, list[Accepted]] = {}
+    for item in sorted(accepted, key=lambda item: (item.device, item.round)):
+        by_device.setdefault(item.device, []).append(item)
+    for items in by_device.values():
+        for before, item, after in zip([None, *items], items, [*items[1:], None], strict=False):
+            made.append(_row(before, item, after))
+    return made
+
+
+def _row(before: Accepted | None, item: Accepted, after: Accepted | None) -> Row:
+    figures = item.metrics
+    return Row(
+        round=item.round,
+        device=item.device,
+        phase=item.phase,
+        payload_bytes_up=_whole(figures, "payload-bytes-up") or 0,
+        payload_bytes_down=_whole(figures, "payload-bytes-down") or 0,
+        socket_bytes_up=_difference(item, after, "socket-bytes-up") if after else None,
+        socket_bytes_down=_difference(before, item, "socket-bytes-down"),
+        idle_rss_bytes=_whole(figures, "agent-idle-rss-bytes"),
+        agent_peak_rss_bytes=_whole(figures, "agent-peak-rss-bytes"),
+        trainer_peak_rss_bytes=_whole(figures, "trainer-peak-rss-bytes"),
+        cpu_s=figures.get("cpu-s", 0.0),
+        wall_s=figures.get("wall-s", 0.0),
+        accuracy_shared=figures.get("accuracy-shared"),
+        accuracy_personal_before=figures.get("accuracy-personal-before", 0.0),
+        accuracy_personal=figures.get("accuracy-personal", 0.0),
+        loss=figures.get("loss"),
+        train_samples=_whole(figures, "train-samples") or 0,
+        test_samples=_whole(figures, "test-samples") or 0,
+    )
+
+
+def _whole(figures: dict[str, float], name: str) -> int | None:
+    return int(figures[name]) if name in figures else None
+
+
+def _difference(before: Accepted | None, after: Accepted, name: str) -> int | None:
+    """Count between two offers; after a restart of the agent, which counts from zero again, since that restart."""
+    now, then = _whole(after.metrics, name), _whole(before.metrics, name) if before else 0
+    if now is None:
+        return None
+    return now - then if then is not None and now >= then else now

@@ -1,0 +1,104 @@
+"""One run from its first to its last message, over a broker or in memory, and the report that it leaves."""
+
+import dataclasses
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_runtime import __version__
+from edge_runtime.coordinator import figures, live, report
+from edge_runtime.coordinator.journal import Journal
+from edge_runtime.coordinator.run import Run, RunConfig, describe, prepare
+from edge_runtime.coordinator.serve import Inbox, serve
+from edge_runtime.coordinator.server import Coordinator
+from edge_runtime.coordinator.simulate import Scene, simulate
+from edge_runtime.errors import ConfigError
+from edge_runtime.mqtt import Link, Mqtt
+
+Watch = Callable[[Coordinator], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: what to report of it."""
+
+    run: Run
+    rows: list[report.Row]
+    started: str
+    wall_s: float
+    broker: str
+
+
+def over_mqtt(run: Run, link: Link, folder: Path, broker: str, watch: Watch) -> Outcome:
+    """Coordinate a run over a broker; one that `folder` holds unfinished goes on where it stopped.
+
+    Raises:
+        LinkError: the broker cannot be reached or refuses us.
+        RunError: the run cannot go on.
+        ConfigError: `folder` holds another run.
+    """
+    started, since_s = _now(), time.monotonic()
+    journal = Journal(folder)
+    transport = Mqtt(link)
+    try:
+        run_id = _identify(journal, run, secrets.token_hex(16))
+        inbox = Inbox(transport, run.config.fleet)
+        plan = run.plan(run_id, journal.next_epoch())
+        coordinator = Coordinator(plan, run.parts, run.settings, run.description, run.initial, journal, inbox.send)
+        inbox.start()
+        serve(coordinator, inbox, transport, run.config.deadline_s, watch)
+        rows = figures.rows(journal.accepted())
+        (folder / "model.bin").write_bytes(coordinator.server.shared().tobytes())
+    finally:
+        transport.close()
+        journal.close()
+    return Outcome(run, rows, started, time.monotonic() - since_s, broker)
+
+
+def in_memory(run: Run, scene: Scene, folder: Path, watch: Watch) -> Outcome:
+    """Play a run in this process."""
+    started, since_s = _now(), time.monotonic()
+    journal = Journal(folder)
+    try:
+        name = hashlib.sha256(json.dumps(describe(run), sort_keys=True).encode()).hexdigest()[:32]
+        coordinator = simulate(run, _identify(journal, run, name), scene, journal, watch)
+        rows = figures.rows(journal.accepted())
+        (folder / "model.bin").write_bytes(coordinator.server.shared().tobytes())
+    finally:
+        journal.close()
+    return Outcome(run, rows, started, time.monotonic() - since_s, "loopback")
+
+
+def baseline_of(run: Run, table: dict[str, Any]) -> Run:
+    """Prepare dense FedAvg on the same work: same model, rounds, seed and local training."""
+    shared = {field.name.replace("_", "-") for field in dataclasses.fields(fedavg_config())}
+    same = {key: value for key, value in table.items() if key in shared}
+    return prepare(dataclasses.replace(run.config, algorithm="fedavg"), same)
+
+
+def fedavg_config() -> Any:
+    """Find FedAvg's Config."""
+    from edge_runtime import algorithm
+
+    return algorithm.load("fedavg").Config
+
+
+def _identify(journal: Journal, run: Run, fresh: str) -> str:
+    """Name the run: as the journal does, which must then hold this very run; else `fresh`."""
+    description = json.dumps(describe(run), sort_keys=True)
+    held = journal.get("description")
+    if held is None:
+        journal.set("description", description)
+        journal.set("run", fresh)
+    elif held != description:
+        raise ConfigError(f"{journal.folder} holds another run; give its settings again, or another folder")
+    return journal.get("run") or fresh
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

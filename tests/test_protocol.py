@@ -1,0 +1,129 @@
+from dataclasses import replace
+
+from edge_runtime.message import Blob, Chunk, Fate, Hello, Need, Offer, Refuse, Status, Task
+from edge_runtime.protocol import Check, DeviceCore, Keep, Memory, Remember, Send, SendChunks, Train
+
+SETUP, DOWN, UP = (Blob(letter * 64, size) for letter, size in (("a", 10), ("b", 100_000), ("c", 70_000)))
+TASK = Task("run", 1, 0, "train", "", SETUP, DOWN)
+OFFER = Offer("run", 0, "train", UP, {})
+FATE = Fate("run", 0, "train", UP.digest, "applied")
+
+
+def core(memory: Memory = Memory(), held: set[str] | None = None) -> DeviceCore:  # noqa: B008  # frozen
+    return DeviceCore(memory, held or {SETUP.digest, DOWN.digest}, "boot")
+
+
+def after_training(memory: Memory = Memory()) -> DeviceCore:  # noqa: B008  # frozen
+    device = core(memory)
+    device.handle(TASK)
+    device.trained(TASK, UP, {})
+    return device
+
+
+def test_a_task_fetches_what_is_missing_and_then_trains() -> None:
+    device = core(held={SETUP.digest})
+    assert device.handle(TASK) == [Send(Need(DOWN.digest, (0, 1)))]
+    first = Chunk(DOWN.digest, 0, bytes(65_536))
+    assert device.handle(first) == [Keep(DOWN, first)]
+    assert device.handle(first) == []
+    last = Chunk(DOWN.digest, 1, bytes(34_464))
+    assert device.handle(last) == [Keep(DOWN, last), Check(DOWN)]
+    assert device.checked(DOWN, True) == [Train(TASK)]
+
+
+def test_a_blob_with_a_wrong_digest_is_fetched_again() -> None:
+    device = core(held={SETUP.digest})
+    device.handle(TASK)
+    assert device.checked(DOWN, False) == [Send(Need(DOWN.digest, (0, 1)))]
+
+
+def test_a_chunk_of_the_wrong_length_or_index_is_dropped() -> None:
+    device = core(held={SETUP.digest})
+    device.handle(TASK)
+    assert device.handle(Chunk(DOWN.digest, 1, bytes(65_536))) == []
+    assert device.handle(Chunk(DOWN.digest, 2, bytes(1))) == []
+    assert device.handle(Chunk(UP.digest, 0, bytes(65_536))) == []
+
+
+def test_a_result_is_durable_before_it_is_offered() -> None:
+    device = core()
+    device.handle(TASK)
+    actions = device.trained(TASK, UP, {})
+    assert actions == [Remember(Memory("run", 1, 0, "", SETUP.digest, OFFER)), Send(OFFER)]
+
+
+def test_a_pending_result_answers_every_task_until_its_fate_is_known() -> None:
+    device = after_training()
+    assert device.handle(TASK) == [Send(OFFER)]
+    assert device.handle(replace(TASK, round=1)) == [Send(OFFER)]
+    assert device.handle(replace(TASK, run="other")) == [Send(OFFER)]
+    assert device.tick() == [Send(OFFER)]
+
+
+def test_the_state_takes_effect_with_the_fate_applied_and_with_no_other() -> None:
+    for fate, base in (("applied", UP.digest), ("late", ""), ("rejected", ""), ("gone", "")):
+        device = after_training()
+        device.handle(replace(FATE, fate=fate))
+        assert (device.memory.base, device.memory.pending) == (base, None)
+
+
+def test_an_evaluation_leaves_the_state_in_force() -> None:
+    device = after_training()
+    device.handle(FATE)
+    evaluation = replace(TASK, round=1, phase="evaluate", base=UP.digest)
+    device.handle(evaluation)
+    device.checked(DOWN, True)
+    device.checked(SETUP, True)
+    empty = Blob("d" * 64, 0)
+    device.trained(evaluation, empty, {})
+    device.handle(Fate("run", 1, "evaluate", empty.digest, "applied"))
+    assert device.memory.base == UP.digest
+
+
+def test_a_fate_for_another_update_changes_nothing() -> None:
+    device = after_training()
+    for other in ({"run": "x"}, {"round": 1}, {"digest": "d" * 64}, {"phase": "evaluate"}):
+        assert device.handle(replace(FATE, **other)) == []
+    assert device.memory.pending == OFFER
+
+
+def test_a_task_of_a_round_that_is_done_or_of_an_older_coordinator_is_ignored() -> None:
+    device = after_training()
+    device.handle(FATE)
+    assert device.handle(TASK) == []
+    assert device.handle(replace(TASK, round=1, epoch=0)) == []
+
+
+def test_the_same_task_from_a_coordinator_that_was_started_again_does_not_train_again() -> None:
+    device = core()
+    device.handle(TASK)
+    assert device.handle(replace(TASK, epoch=2)) == [Send(Status("run", 0, "training"))]
+    device.trained(TASK, UP, {})
+    assert device.memory.epoch == 2
+
+
+def test_a_task_that_builds_on_a_state_that_is_lost_is_refused_as_such() -> None:
+    (action,) = core().handle(replace(TASK, base=UP.digest))
+    assert isinstance(action, Send)
+    assert isinstance(action.message, Refuse)
+    assert action.message.lost
+
+
+def test_chunks_are_sent_of_the_pending_update_only() -> None:
+    device = after_training()
+    assert device.handle(Need(UP.digest, (1,))) == [SendChunks(UP, (1,))]
+    assert device.handle(Need(UP.digest, (2,))) == []
+    assert device.handle(Need(DOWN.digest, (0,))) == []
+
+
+def test_the_result_of_a_task_that_was_replaced_is_dropped() -> None:
+    device = core()
+    device.handle(TASK)
+    device.handle(replace(TASK, round=1))
+    assert device.trained(TASK, UP, {}) == []
+    assert device.failed(TASK, "late") == []
+
+
+def test_a_device_says_hello_at_the_start_and_offers_what_is_pending() -> None:
+    assert core().start() == [Send(Hello("boot"))]
+    assert core(Memory("run", 1, 0, "", SETUP.digest, OFFER)).start() == [Send(Hello("boot")), Send(OFFER)]
