@@ -135,13 +135,11 @@ class RoundsCore:
     def __init__(self, plan: Plan, progress: Progress) -> None:
         self.plan = plan
         self.progress = progress
-        self.online: dict[str, str] = {}
-        """Boot of every device that was heard since the start."""
+        self.online: set[str] = set()
+        """Devices that said hello, and have not missed a deadline since."""
         self.refused: dict[str, str] = {}
         """Reason of every device of the cohort that cannot take part in this round."""
         self.doing: dict[str, str] = {}
-        self.twins: dict[str, set[str]] = {}
-        """Boots of devices that speak with more than one voice."""
         self._fresh: set[str] = set()
         self._incoming: dict[str, tuple[Offer, Incoming]] = {}
         self._silence: dict[str, int] = {}
@@ -202,7 +200,7 @@ class RoundsCore:
         if len(self.progress.accepted) < self.quorum:
             return []
         for device in self.missing():
-            self.online.pop(device, None)
+            self.online.discard(device)
         self._enough = max(1, len(self.online))
         return self._close()
 
@@ -211,7 +209,7 @@ class RoundsCore:
         self._silence[device] = 0
         match message:
             case Hello():
-                return self._on_hello(device, message)
+                return self._on_hello(device)
             case Offer():
                 return self._on_offer(device, message)
             case Chunk():
@@ -271,11 +269,9 @@ class RoundsCore:
             return Progress(now.round + 1, "train", known=now.known)
         return Progress(now.round + 1, "evaluate", known=now.known, finished=not self.plan.evaluate)
 
-    def _on_hello(self, device: str, hello: Hello) -> list[Action]:
+    def _on_hello(self, device: str) -> list[Action]:
         actions: list[Action] = []
-        if self.online.get(device, hello.boot) != hello.boot:
-            self.twins.setdefault(device, set()).update((self.online[device], hello.boot))
-        self.online[device] = hello.boot
+        self.online.add(device)
         if device not in self.progress.known:
             self.progress.known.add(device)
             actions.append(Register(device))

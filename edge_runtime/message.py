@@ -17,7 +17,6 @@ Everything big is a blob: bytes known by their SHA-256. The sender only ever nam
 receiver asks for the chunks it lacks (`Need`). A message may be lost, doubled or late: each can be repeated safely.
 """
 
-import dataclasses
 import json
 import re
 import struct
@@ -155,6 +154,7 @@ class Chunk:
 
 Message = Hello | Welcome | Task | Status | Refuse | Offer | Need | Fate | Chunk
 _KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Hello, Welcome, Task, Status, Refuse, Offer, Need, Fate)}
+_HINTS = {kind: typing.get_type_hints(kind) for kind in (*_KINDS.values(), Blob)}
 _WORDS = {
     "phase": ("train", "evaluate"),
     "fate": ("applied", "late", "rejected", "gone"),
@@ -188,7 +188,8 @@ def encode(message: Message) -> bytes:
     if isinstance(message, Chunk):
         digest = bytes.fromhex(message.digest)
         return _CHUNK.pack(_MAGIC, message.index, digest, _crc(message.index, digest, message.data)) + message.data
-    record = {"type": type(message).__name__, **dataclasses.asdict(message)}
+    fields = {name: vars(value) if isinstance(value, Blob) else value for name, value in vars(message).items()}
+    record = {"type": type(message).__name__, **fields}
     return json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -231,7 +232,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _build(kind: Any, record: Any) -> Any:
-    hints = typing.get_type_hints(kind)
+    hints = _HINTS[kind]
     if not isinstance(record, dict) or set(record) != set(hints):
         raise DecodeError(f"{kind.__name__}: fields are not {', '.join(hints)}")
     values = {name: _check(f"{kind.__name__}.{name}", name, hint, record[name]) for name, hint in hints.items()}
@@ -241,8 +242,8 @@ def _build(kind: Any, record: Any) -> Any:
 
 
 def _check(where: str, name: str, hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value)
+    if hint is Blob:
+        return _build(Blob, value)
     if isinstance(hint, types.GenericAlias):
         return _check_metrics(where, value) if hint.__origin__ is dict else _check_want(where, value)
     if type(value) is not hint:

@@ -144,5 +144,7 @@ class LoopbackEnd:
 
 def _matches(pattern: str, topic: str) -> bool:
     """Match a topic against a pattern in which a level may be `+`."""
+    if "+" not in pattern:
+        return pattern == topic
     wanted, levels = pattern.split("/"), topic.split("/")
     return len(wanted) == len(levels) and all(want in ("+", level) for want, level in zip(wanted, levels, strict=True))

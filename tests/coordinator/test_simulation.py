@@ -216,7 +216,7 @@ class World:
 
         fragile: Any = Fragile(self.stores[name], {"remember", "check", "put"}, self.boundary)
         trainer: Any = SimpleNamespace(start=train)
-        device = Device(fragile, trainer, send, f"{name}{birth}", dict)
+        device = Device(fragile, trainer, send, f"{name}{birth}", lambda run: {})
         device.core = self.core_kind(fragile.load(), fragile.held(), f"{name}{birth}")
         self.devices[name] = device
         end.start([down_topic("f", name)], lambda t, p: self.guard(name, lambda: device.receive(p)), lambda up: None)

@@ -1,0 +1,225 @@
+"""Real brokers, real agents, real data: what a person runs."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_runtime import config
+from edge_runtime.coordinator import broker as brokers
+from edge_runtime.coordinator import fleet, session
+from edge_runtime.coordinator.run import Run, RunConfig, prepare
+from edge_runtime.coordinator.server import Coordinator
+from edge_runtime.coordinator.simulate import Scene
+from edge_runtime.data import DataConfig, device_names
+from edge_runtime.errors import RunError
+from edge_runtime.mqtt import Link, Mqtt
+
+NAMES = device_names(DataConfig())[:3]
+DATA = DataConfig(labels_per_class=3)
+FLAGS = ["--data", "watch", "--labels-per-class", "3"]
+KINDS = [
+    "amqtt",
+    pytest.param("mosquitto", marks=pytest.mark.skipif(brokers.find_mosquitto() is None, reason="no mosquitto here")),
+]
+
+
+def a_run(**settings: Any) -> Run:
+    run = RunConfig(**{"rounds": 2, "devices": 3, "evaluate": False, "deadline_s": 60.0, **settings})
+    return prepare(run, {"local-epochs": 1, "lr": 0.05})
+
+
+@pytest.fixture(params=KINDS)
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[brokers.Broker]:
+    with brokers.start(request.param, folder=tmp_path / "broker") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def in_memory(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("memory")
+    session.in_memory(a_run(), Scene(DATA, NAMES, config.cache_folder()), folder, lambda coordinator: None)
+    return (folder / "model.bin").read_bytes()
+
+
+def test_a_run_over_a_broker_ends_in_the_same_bits_as_in_memory(
+    broker: brokers.Broker, in_memory: bytes, tmp_path: Path
+) -> None:
+    link = Link(broker.host, broker.port, "coordinator")
+    with fleet.agents(NAMES, broker, FLAGS, tmp_path, warm=False):
+        session.over_mqtt(a_run(), link, tmp_path / "run", broker.kind, lambda coordinator: None)
+    assert (tmp_path / "run" / "model.bin").read_bytes() == in_memory
+
+
+def test_a_round_closes_without_a_device_that_vanished_and_the_device_rejoins(
+    broker: brokers.Broker, tmp_path: Path
+) -> None:
+    link = Link(broker.host, broker.port, "coordinator")
+    answered: dict[int, int] = {}
+    with fleet.agents(NAMES, broker, FLAGS, tmp_path, warm=False) as agents:
+
+        def watch(coordinator: Coordinator) -> None:
+            round_ = coordinator.core.progress.round
+            answered[round_] = max(answered.get(round_, 0), len(coordinator.core.progress.accepted))
+            if round_ == 1 and not stopped:
+                agents[0].send_signal(signal.SIGSTOP)
+                stopped.append(round_)
+            elif round_ == 3 and len(stopped) == 1:
+                agents[0].send_signal(signal.SIGCONT)
+                stopped.append(round_)
+
+        stopped: list[int] = []
+        run = a_run(rounds=6, quorum=0.6, deadline_s=4.0)
+        outcome = session.over_mqtt(run, link, tmp_path / "run", broker.kind, watch)
+    took_part = {row.round for row in outcome.rows if row.device == NAMES[0]}
+    assert 2 not in took_part
+    assert 5 in took_part
+
+
+def test_garbage_on_every_topic_stops_neither_side(broker: brokers.Broker, tmp_path: Path) -> None:
+    link = Link(broker.host, broker.port, "coordinator")
+    stop = threading.Event()
+
+    def shout() -> None:
+        noise = Mqtt(Link(broker.host, broker.port, "noise"))
+        noise.start([], lambda topic, payload: None, lambda up: None)
+        while not stop.is_set():
+            for data in (b"", b"\xec\x01", os.urandom(300), b'{"type":"Task"}', b"[" * 3000):
+                for name in (*NAMES, "stranger"):
+                    noise.send(f"edge/default/up/{name}", data)
+                    noise.send(f"edge/default/down/{name}", data)
+            time.sleep(0.02)
+        noise.close()
+
+    thread = threading.Thread(target=shout)
+    thread.start()
+    try:
+        with fleet.agents(NAMES, broker, FLAGS, tmp_path, warm=False):
+            outcome = session.over_mqtt(a_run(), link, tmp_path / "run", broker.kind, lambda coordinator: None)
+    finally:
+        stop.set()
+        thread.join()
+    assert len(outcome.rows) == 2 * len(NAMES)
+
+
+def test_a_coordinator_that_was_killed_goes_on_with_the_same_run(
+    broker: brokers.Broker, in_memory: bytes, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "edge_runtime.coordinator.cli", "start", "-p", str(broker.port), "--json"]
+    command += ["--folder", str(tmp_path / "run"), "--runs", str(tmp_path), "--rounds", "2"]
+    for setting in (
+        "run.devices=3",
+        "run.evaluate=false",
+        "run.deadline-s=60",
+        "algorithm.local-epochs=1",
+        "algorithm.lr=0.05",
+    ):
+        command += ["--set", setting]
+    with fleet.agents(NAMES, broker, FLAGS, tmp_path, warm=False):
+        first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("run/fedspa/checkpoint-*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        first.kill()
+        first.wait()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "fedspa" / "model.bin").read_bytes() == in_memory
+
+
+def agent(*flags: str, store: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "edge_runtime.cli", "start", "--id", "device", "--store", str(store), *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def coordinator(*flags: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "edge_runtime.coordinator.cli", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def expect_one_line(done: "subprocess.CompletedProcess[str]", code: int, *words: str) -> None:
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == code, done.stderr
+    assert len(lines) == 1, done.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+def test_an_agent_without_a_broker_says_so(tmp_path: Path) -> None:
+    expect_one_line(agent("-p", "1", store=tmp_path), 3, "127.0.0.1:1")
+
+
+def test_an_agent_with_bad_data_says_so(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    expect_one_line(agent("--data", str(tmp_path / "data"), store=tmp_path / "store"), 2, str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["simulate", "--algorithm", "fedspaa"], ["fedspaa", "did you mean 'fedspa'"]),
+        (["simulate", "--set", "algorithm.densty=0.5"], ["densty", "did you mean 'density'"]),
+        (["simulate", "--set", "algorithm.density=0"], ["density"]),
+        (["simulate", "--set", "algorithm.density=1.5"], ["density"]),
+        (["simulate", "--set", "algorithm.density=0.0001"], ["density"]),
+        (["simulate", "--set", "run.round=3"], ["round", "did you mean 'rounds'"]),
+        (["simulate", "--model", "watch-cn"], ["did you mean 'watch-cnn'"]),
+        (["simulate", "--model", "no.such:thing"], ["no.such:thing"]),
+        (["simulate", "--data", "wach"], ["wach"]),
+        (["simulate", "--config", "nowhere.toml"], ["nowhere.toml"]),
+        (["start", "--round", "3"], ["--round"]),
+        (["report", "nowhere"], ["nowhere"]),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else None,
+)
+def test_a_wrong_flag_or_key_gets_one_line_and_exit_code_2(flags: list[str], words: list[str], tmp_path: Path) -> None:
+    expect_one_line(coordinator(*flags, *(["--runs", str(tmp_path)] if flags[0] != "report" else [])), 2, *words)
+
+
+def test_an_agent_on_a_full_disk_says_so_goes_on_when_there_is_space_and_loses_nothing(
+    broker: brokers.Broker, in_memory: bytes, tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], check=False).returncode
+    ):
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        (small / "ballast").write_bytes(bytes(1_000_000))
+        devices = tmp_path / "devices"
+        devices.mkdir()
+        (devices / NAMES[0]).symlink_to(small)
+        link = Link(broker.host, broker.port, "coordinator")
+
+        def make_room() -> None:
+            time.sleep(4.0)
+            (small / "ballast").unlink()
+
+        thread = threading.Thread(target=make_room)
+        with fleet.agents(NAMES, broker, FLAGS, tmp_path, warm=False):
+            thread.start()
+            session.over_mqtt(a_run(), link, tmp_path / "run", broker.kind, lambda coordinator: None)
+        thread.join()
+        assert (tmp_path / "run" / "model.bin").read_bytes() == in_memory
+        assert "space" in (tmp_path / "logs" / f"{NAMES[0]}.log").read_text()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_an_agent_that_dies_ends_the_demo_with_its_last_words(tmp_path: Path) -> None:
+    with brokers.start("auto", folder=tmp_path / "broker") as running:
+        with fleet.agents(["left"], running, ["--data", str(tmp_path / "nothing")], tmp_path, warm=False) as processes:
+            processes[0].wait(30)
+            with pytest.raises(RunError, match="nothing"):
+                fleet.check(processes, ["left"], tmp_path)
+    shutil.rmtree(tmp_path / "broker")
