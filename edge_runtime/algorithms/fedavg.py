@@ -1,0 +1,137 @@
+"""FedAvg: all devices train one shared model.
+
+McMahan et al., "Communication-efficient learning of deep networks from decentralized data" (AISTATS 2017), Algorithm 1.
+In round t device k starts from the shared w_t, trains for a few epochs to x_N, and sends U_k = w_t - x_N. Then
+
+    w_{t+1} = w_t - sum_k p_k U_k,    p_k = 1/S, or in proportion to its number of samples
+
+over the S devices that answered. (The paper averages the x_N, which is the same; differences are smaller numbers.)
+"""
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_runtime import fixed, sgd
+from edge_runtime.algorithm import Batches, Model, State
+from edge_runtime.errors import DecodeError
+from edge_runtime.tree import Flat, Layout
+
+
+@dataclass(frozen=True)
+class Config(sgd.Sgd):
+    """Local training, and how devices are weighed."""
+
+    weights: str = "uniform"
+    """p_k: `uniform`, or `samples` (the paper's n_k / n)."""
+    samples_cap: int = 10_000
+    """With `samples`: the largest number that counts, so that no device can claim the whole sum."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        super().__post_init__()
+        fixed.cap_of(self.weights, self.samples_cap)
+
+
+@dataclass(frozen=True)
+class Down:
+    """The shared model w_t [size]."""
+
+    round: int
+    values: Flat
+
+
+@dataclass(frozen=True)
+class Up:
+    """The update U = w_t - x_N [size], and the number of training samples behind it."""
+
+    round: int
+    samples: int
+    values: Flat
+
+
+class Client:
+    """The device's half: no state but the model that it has just trained."""
+
+    def __init__(self, config: Config, model: Model, state: State | None) -> None:  # noqa: ARG002  # the contract's
+        self._config, self._model = config, model
+        self._trained: Flat | None = None
+
+    def shared(self, down: Down) -> Flat:
+        """Give w_t."""
+        return _checked(down, self._model.layout)
+
+    def personal(self, down: Down | None) -> Flat:
+        """Give w_t, or x_N after training."""
+        if down is not None:
+            return self.shared(down)
+        if self._trained is None:
+            raise ValueError("personal(None) is asked before round")
+        return self._trained
+
+    def round(self, down: Down, batches: Batches) -> Up:
+        """Train w_t to x_N."""
+        start = self.shared(down)
+        self._trained = sgd.descend(self._model, start, batches, self._config, down.round)
+        return Up(down.round, len(batches), start - self._trained)
+
+    def state(self) -> State:
+        """Give nothing: a device remembers nothing."""
+        return {}
+
+
+def _checked(down: Down, layout: Layout) -> Flat:
+    if down.round < 0 or len(down.values) != layout.size:
+        raise DecodeError(f"Down: {len(down.values)} values in round {down.round} where {layout.size} are expected")
+    return down.values
+
+
+class Server:
+    """The coordinator's half: w, and the running sum of updates."""
+
+    def __init__(
+        self,
+        config: Config,
+        layout: Layout,
+        initial: Flat,
+        devices: MutableMapping[str, bytes],  # noqa: ARG002  # nothing is remembered of a device
+        seed: int,  # noqa: ARG002
+    ) -> None:
+        self.round = 0
+        self._model = initial.astype(np.float32)
+        self._total = fixed.Total(layout.size, fixed.cap_of(config.weights, config.samples_cap))
+
+    def down(self, device: str, first: bool) -> Down:  # noqa: ARG002
+        """Give everyone w_t."""
+        return Down(self.round, self._model.copy())
+
+    def absorb(self, device: str, up: Up) -> None:  # noqa: ARG002
+        """Fold in an update.
+
+        Raises:
+            DecodeError: it is of another round or unfit; nothing has changed.
+        """
+        if up.round != self.round:
+            raise DecodeError(f"Up: it is of round {up.round}, not {self.round}")
+        self._total.add(up.values, weight=up.samples)
+
+    def close(self) -> None:
+        """Move w by the mean update."""
+        self._total.step(self._model)
+        self._total.clear()
+        self.round += 1
+
+    def shared(self) -> Flat:
+        """Give w [size]."""
+        return self._model.copy()
+
+    def state(self) -> State:
+        """Give the round and w."""
+        return {"round": self.round, "model": self._model.copy()}
+
+    def restore(self, state: State) -> None:
+        """Take back what `state` gave."""
+        self.round = int(state["round"])
+        self._model[:] = np.asarray(state["model"])
+        self._total.clear()

@@ -1,0 +1,411 @@
+"""FedSpa: every device trains its own sparse part of one shared model.
+
+Huang et al., "Achieving personalized federated learning with sparse local models" (arXiv 2201.11380). The coordinator
+keeps a dense w. Device k has a mask m_k in {0,1}^d with a fixed number of active weights in every tensor, and
+
+    min_w  (1/K) sum_k F_k(m_k * w).
+
+Round t, device k of a cohort of S: x_0 = m_{k,t} * w_t arrives (active values only); N steps of masked SGD lead to x_N;
+the update U_k = x_0 - x_N and the change to m_{k,t+1} go back; w_{t+1} = w_t - (1/S) sum_k U_k. A coordinate that
+nobody owns keeps its value. Masks are static and random (mode `rsm`), or move (mode `dst`): in every tensor drop the
+r = ceil(alpha_t n+) of its n+ active weights that are smallest, and grow as many where the dense gradient is largest,
+
+    alpha_t = (alpha_0 / 2) (1 + cos(pi t / T)),    t and T counted in rounds of the run.
+
+Densities of tensors follow ERK (Evci et al. 2020, "Rigging the lottery", section 3). The paper's full text was not at
+hand: where a setting's note says [recalled], its default is the recollection of the paper or of the same authors' later
+code (Lockdown, DisPFL), not a quotation.
+"""
+
+import hashlib
+import math
+import typing
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime import fixed, sgd
+from edge_runtime.algorithm import Batches, Model, State
+from edge_runtime.compression import codec
+from edge_runtime.compression import mask as masks
+from edge_runtime.errors import ConfigError, DecodeError
+from edge_runtime.tree import Flat, Layout
+
+Bits = NDArray[np.bool_]
+
+_ROUNDING = 1e-9
+"""So that ceil(0.07 * 100) is 7 and floor(0.7 * 10) is 7 whatever the last bit of the product says."""
+
+
+@dataclass(frozen=True)
+class Config(sgd.Sgd):
+    """Local training, and the masks."""
+
+    density: float = 0.5
+    """ρ: active weights / all weights, over the tensors that are masked. [recalled]"""
+    distribution: str = "erk"
+    """ρ_l, the density of each tensor: `erk` (small tensors denser) or `uniform`."""
+    erk_power: float = 1.0
+    """p, the exponent of ERK; 0 is uniform."""
+    mask_1d: bool = False
+    """Mask biases and norms as well. Off: all of them stay active, and are not counted in density."""
+    mode: str = "dst"
+    """`dst` (masks move) or `rsm` (random and static)."""
+    mask_init: str = "by-mode"
+    """First masks: `same` on all devices, `different`, or `by-mode` (dst: same, rsm: different)."""
+    prune_rate: float = 0.5
+    """α_0, the part of the active weights that moves in round 0. [recalled]"""
+    rounds: int = 500
+    """T, the length of the run; set from the run itself."""
+    grow: str = "gradient"
+    """Where weights grow: `gradient` (largest dense gradient of one batch) or `random` (no dense gradient needed)."""
+    exclude_just_pruned: bool = False
+    """Do not let a weight that was just dropped grow again. [recalled: it may]"""
+    mask_order: str = "after-train"
+    """When masks move. [recalled: after-train]
+
+    `after-train`: drop and grow at x_N. `before-train`: drop and grow at the x_N of the device's last round, then
+    train. `split` (Lockdown): drop at x_N, and grow at the start of the device's next round. In the last two a weight
+    that grows starts at 0 (one that was just dropped, in `split`, at its value in w), since its value cannot have been
+    sent; and a device's first round has nothing to go by and moves nothing.
+    """
+    aggregate: str = "cohort"
+    """Divide a sum of updates by the `cohort` size, or at each coordinate by the number of its `owners`. [recalled]"""
+    weights: str = "uniform"
+    """Of devices in the sum: `uniform` [recalled] or `samples`."""
+    samples_cap: int = 10_000
+    """With `samples`: the largest number that counts, so that no device can claim the whole sum."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        super().__post_init__()
+        sgd.require("density", self.density, low=0.0, high=1.0, open_low=True)
+        sgd.require("erk-power", self.erk_power, low=0.0)
+        sgd.require("prune-rate", self.prune_rate, low=0.0, high=1.0)
+        sgd.require("rounds", self.rounds, low=1)
+        sgd.require_one_of("distribution", self.distribution, ("erk", "uniform"))
+        sgd.require_one_of("mode", self.mode, ("dst", "rsm"))
+        sgd.require_one_of("mask-init", self.mask_init, ("by-mode", "same", "different"))
+        sgd.require_one_of("grow", self.grow, ("gradient", "random"))
+        sgd.require_one_of("mask-order", self.mask_order, ("after-train", "before-train", "split"))
+        sgd.require_one_of("aggregate", self.aggregate, ("cohort", "owners"))
+        fixed.cap_of(self.weights, self.samples_cap)
+        if (self.mode, self.mask_init) == ("rsm", "same"):
+            raise ConfigError("algorithm: mask-init same with mode rsm is FedAvg on one sparse model; use different")
+
+    @property
+    def moves_first(self) -> bool:
+        """Say whether a mask moves before the training of a round, so that an update lies on the new mask."""
+        return self.mode == "dst" and self.mask_order != "after-train"
+
+    def move_rate(self, round_: int) -> float:
+        """Give α_t; 0 once the run's T rounds are over."""
+        return self.prune_rate / 2 * (1 + math.cos(math.pi * min(round_, self.rounds) / self.rounds))
+
+
+@dataclass(frozen=True)
+class Down:
+    """The active values of w_t; for a device without a mask also that: its 16-byte seed, or all of it once it moved."""
+
+    round: int
+    values: Flat
+    seed: bytes
+    mask: bytes
+
+
+@dataclass(frozen=True)
+class Up:
+    """U on the active coordinates (of the new mask if it moves first), the samples behind it, and the mask's change.
+
+    `mask` is empty if the mask stays as it was.
+    """
+
+    round: int
+    samples: int
+    values: Flat
+    mask: bytes
+
+
+def erk(shapes: typing.Sequence[tuple[int, ...]], density: float, power: float = 1.0) -> list[float]:
+    """Give every tensor its density by the Erdos-Renyi-kernel rule.
+
+    Densities go with (sum / product of the shape)^power. Tensors that would come out above 1 are dense, and the others
+    share what is left, so that `density` holds over all.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    raw = [((sum(shape) or 1) / max(size, 1)) ** power for shape, size in zip(shapes, sizes, strict=True)]
+    sparse = set(range(len(shapes))) if density < 1 else set()
+    scale = 1.0
+    while sparse:
+        budget = density * sum(sizes) - sum(size for i, size in enumerate(sizes) if i not in sparse)
+        scale = budget / sum(raw[i] * sizes[i] for i in sparse)
+        largest = max(raw[i] for i in sparse)
+        if largest * scale <= 1:
+            break
+        sparse -= {i for i in sparse if raw[i] == largest}
+    return [scale * raw[i] if i in sparse else 1.0 for i in range(len(shapes))]
+
+
+def active_counts(layout: Layout, config: Config) -> tuple[int, ...]:
+    """Count the active weights of every tensor, the same on all devices and for ever.
+
+    Raises:
+        ConfigError: a tensor would have none.
+    """
+    masked = [i for i, shape in enumerate(layout.shapes) if config.mask_1d or len(shape) >= 2]
+    shapes = [layout.shapes[i] for i in masked]
+    uniform = config.distribution == "uniform"
+    densities = [config.density] * len(shapes) if uniform else erk(shapes, config.density, config.erk_power)
+    counts = list(layout.sizes)
+    for i, density in zip(masked, densities, strict=True):
+        counts[i] = math.floor(density * layout.sizes[i] + _ROUNDING)
+        if counts[i] < 1:
+            raise ConfigError(
+                f"algorithm: density {config.density:g} leaves {layout.names[i]!r} no active weight; raise it"
+            )
+    return tuple(counts)
+
+
+def moves(sizes: tuple[int, ...], counts: tuple[int, ...], rate: float, exclude_just_pruned: bool) -> tuple[int, ...]:
+    """Count the weights r_l that each tensor drops and grows: ceil(rate * active), as many as there is room for.
+
+    A dense tensor moves none: what it drops is all that it could grow.
+    """
+    return tuple(
+        min(math.ceil(rate * count - _ROUNDING), size - count if exclude_just_pruned else count) if count < size else 0
+        for size, count in zip(sizes, counts, strict=True)
+    )
+
+
+def prune(bits: Bits, values: Flat, layout: Layout, numbers: tuple[int, ...]) -> Bits:
+    """Choose in each tensor the `numbers[l]` active weights that are smallest; of equals, those that come first."""
+    dropped = np.zeros(layout.size, np.bool_)
+    for where, number in zip(layout.slices, numbers, strict=True):
+        if number:
+            active = np.flatnonzero(bits[where])
+            order = np.argsort(np.abs(values[where][active]), kind="stable")
+            dropped[where][active[order[:number]]] = True
+    return dropped
+
+
+def grow(
+    bits: Bits, barred: Bits | None, choice: Flat | np.random.Generator, layout: Layout, numbers: tuple[int, ...]
+) -> Bits:
+    """Turn on `numbers[l]` inactive weights in each tensor; gives a new mask [size].
+
+    Args:
+        bits: the mask after pruning [size].
+        barred: weights that may not grow [size].
+        choice: a gradient [size], the largest of which grow (of equals, those that come first); or a random generator.
+        layout: the tensors.
+        numbers: how many grow in each.
+    """
+    grown = bits.copy()
+    free = ~bits if barred is None else ~(bits | barred)
+    for where, number in zip(layout.slices, numbers, strict=True):
+        if not number:
+            continue
+        places = np.flatnonzero(free[where])
+        if isinstance(choice, np.random.Generator):
+            chosen = choice.choice(places, number, replace=False)
+        else:
+            chosen = places[np.argsort(-np.abs(choice[where][places]), kind="stable")[:number]]
+        grown[where][chosen] = True
+    return grown
+
+
+def _scatter(bits: Bits, values: Flat) -> Flat:
+    full = np.zeros(len(bits), np.float32)
+    full[bits] = values
+    return full
+
+
+def _check(bits: Bits, layout: Layout, counts: tuple[int, ...]) -> Bits:
+    """Raise DecodeError unless a mask has the right number of active weights in every tensor."""
+    for name, where, count in zip(layout.names, layout.slices, counts, strict=True):
+        if (found := int(np.count_nonzero(bits[where]))) != count:
+            raise DecodeError(f"mask: {found} active weights in {name!r} where {count} are expected")
+    return bits
+
+
+class Client:
+    """The device's half. Its state is the mask, and what the order of moving it needs of the last round."""
+
+    def __init__(self, config: Config, model: Model, state: State | None) -> None:
+        self._config, self._model, self._state = config, model, state
+        self._layout = model.layout
+        self._counts = active_counts(model.layout, config)
+        self._trained: Flat | None = None
+        self._next: State = {}
+
+    def shared(self, down: Down) -> None:  # noqa: ARG002
+        """Give nothing: a device sees a part of the shared model only."""
+        return
+
+    def personal(self, down: Down | None) -> Flat:
+        """Give m_t * w_t, or x_N after training."""
+        if down is not None:
+            return self._received(down)[1]
+        if self._trained is None:
+            raise ValueError("personal(None) is asked before round")
+        return self._trained
+
+    def round(self, down: Down, batches: Batches) -> Up:
+        """Train within the mask, and move it."""
+        config = self._config
+        old, start = self._received(down)
+        first = bool(down.seed or down.mask)
+        new = self._move_first(old, start, down.round, batches) if config.moves_first and not first else old
+        start[~new] = 0
+        self._trained = trained = sgd.descend(self._model, start, batches, config, down.round, mask=new)
+        values = (start - trained)[new]
+        if config.mode == "dst" and config.mask_order == "after-train":
+            numbers = self._numbers(down.round)
+            new = self._regrow(old, prune(old, trained, self._layout, numbers), trained, batches)
+        self._next = self._remember(new, down.round)
+        change = b"" if np.array_equal(old, new) else masks.encode_change(old, new)
+        return Up(down.round, len(batches), values, change)
+
+    def state(self) -> State:
+        """Give the mask of the next round, and what moving it will need."""
+        return self._next
+
+    def _received(self, down: Down) -> tuple[Bits, Flat]:
+        """Give the mask that the values of `down` lie on, and the values in their places [size]."""
+        layout = self._layout
+        if down.round < 0 or len(down.seed) not in (0, 16):
+            raise DecodeError(f"Down: round {down.round} with a seed of {len(down.seed)} bytes")
+        if down.mask:
+            bits = masks.decode(down.mask, layout.size)
+        elif down.seed:
+            bits = masks.from_seed(down.seed, layout.sizes, self._counts)
+        elif self._state is not None:
+            bits = masks.decode(typing.cast(bytes, self._state["mask"]), layout.size)
+        else:
+            raise DecodeError("Down: it has no mask, and this device holds none")
+        if len(down.values) != sum(self._counts):
+            raise DecodeError(f"Down: {len(down.values)} values where {sum(self._counts)} are expected")
+        return bits, _scatter(_check(bits, layout, self._counts), down.values)
+
+    def _numbers(self, round_: int) -> tuple[int, ...]:
+        config = self._config
+        return moves(self._layout.sizes, self._counts, config.move_rate(round_), config.exclude_just_pruned)
+
+    def _move_first(self, old: Bits, start: Flat, round_: int, batches: Batches) -> Bits:
+        """Move the mask at the start of a round, by what the last one left."""
+        if self._state is None:
+            return old
+        if self._config.mask_order == "split":
+            dropped = masks.decode(typing.cast(bytes, self._state["dropped"]), self._layout.size) & old
+            return self._regrow(old, dropped, np.where(dropped, np.float32(0), start), batches)
+        last = _scatter(old, typing.cast(Flat, self._state["values"]))
+        return self._regrow(old, prune(old, last, self._layout, self._numbers(round_)), last, batches)
+
+    def _regrow(self, old: Bits, dropped: Bits, at: Flat, batches: Batches) -> Bits:
+        """Grow as many weights as were dropped, by the dense gradient of one batch at the point `at` [size]."""
+        if not dropped.any():
+            return old
+        config = self._config
+        numbers = tuple(int(np.count_nonzero(dropped[where])) for where in self._layout.slices)
+        choice: Flat | np.random.Generator = batches.rng
+        if config.grow == "gradient":
+            choice = sgd.gradient(self._model, at, batches.sample(config.batch_size))
+        return grow(old & ~dropped, dropped if config.exclude_just_pruned else None, choice, self._layout, numbers)
+
+    def _remember(self, new: Bits, round_: int) -> State:
+        state: dict[str, int | float | bytes | Flat] = {"mask": masks.encode(new)}
+        trained = self.personal(None)
+        if self._config.moves_first and self._config.mask_order == "split":
+            state["dropped"] = masks.encode(prune(new, trained, self._layout, self._numbers(round_)))
+        elif self._config.moves_first:
+            state["values"] = trained[new]
+        return state
+
+
+class Server:
+    """The coordinator's half: the dense w, the running sum of updates, and on disk the mask of each device.
+
+    A device that is not in `devices` still has the mask of its seed. Else its entry is (round, old, new): in `round` it
+    told of the move from `old` (empty: the seed's) to `new`, which holds from the next round on. So within a round
+    `down` gives the same before and after `absorb`, and an update that is absorbed again after a crash, when its entry
+    is on disk but the sum is lost, is read against the mask that it was made with.
+    """
+
+    def __init__(
+        self, config: Config, layout: Layout, initial: Flat, devices: MutableMapping[str, bytes], seed: int
+    ) -> None:
+        self.round = 0
+        self._config, self._layout, self._devices, self._seed = config, layout, devices, seed
+        self._counts = active_counts(layout, config)
+        self._model = initial.astype(np.float32)
+        cap = fixed.cap_of(config.weights, config.samples_cap)
+        self._total = fixed.Total(layout.size, cap, owners=config.aggregate == "owners")
+
+    def down(self, device: str, first: bool) -> Down:
+        """Give the values that the device's mask picks out of w_t, and to one without a mask also that."""
+        packed = self._packed(device)
+        values = self._model[self._bits(device, packed)]
+        if not first:
+            return Down(self.round, values, b"", b"")
+        return Down(self.round, values, b"" if packed else self._mask_seed(device), packed)
+
+    def absorb(self, device: str, up: Up) -> None:
+        """Fold in an update, and write down where the mask moves.
+
+        Raises:
+            DecodeError: it is of another round, has not as many values as the mask is long, or a mask that may not be;
+                nothing has changed.
+        """
+        if up.round != self.round:
+            raise DecodeError(f"Up: it is of round {up.round}, not {self.round}")
+        packed = self._packed(device)
+        old = new = self._bits(device, packed)
+        if up.mask:
+            if self._config.mode == "rsm":
+                raise DecodeError("Up: a mask moves, but the masks of this run are static")
+            new = _check(masks.decode_change(up.mask, old), self._layout, self._counts)
+        entry = codec.encode([self.round, packed, masks.encode(new)]) if up.mask else b""
+        self._total.add(up.values, new if self._config.moves_first else old, up.samples)
+        if entry:
+            self._devices[device] = entry
+
+    def close(self) -> None:
+        """Move w by the mean update; the masks that were told of now hold."""
+        self._total.step(self._model)
+        self._total.clear()
+        self.round += 1
+
+    def shared(self) -> Flat:
+        """Give the dense w [size]."""
+        return self._model.copy()
+
+    def state(self) -> State:
+        """Give the round and w; masks lie in `devices`."""
+        return {"round": self.round, "model": self._model.copy()}
+
+    def restore(self, state: State) -> None:
+        """Take back what `state` gave."""
+        self.round = int(typing.cast(int, state["round"]))
+        self._model[:] = typing.cast(Flat, state["model"])
+        self._total.clear()
+
+    def _packed(self, device: str) -> bytes:
+        """Give a device's mask of this round, packed; empty: it is the seed's."""
+        entry = self._devices.get(device)
+        if entry is None:
+            return b""
+        round_, old, new = codec.decode(entry, max_values=0)
+        return typing.cast(bytes, new if typing.cast(int, round_) < self.round else old)
+
+    def _bits(self, device: str, packed: bytes) -> Bits:
+        if packed:
+            return masks.decode(packed, self._layout.size)
+        return masks.from_seed(self._mask_seed(device), self._layout.sizes, self._counts)
+
+    def _mask_seed(self, device: str) -> bytes:
+        """Derive the seed of a device's first mask from the run's."""
+        config = self._config
+        same = config.mask_init == "same" or (config.mask_init == "by-mode" and config.mode == "dst")
+        return hashlib.sha256(f"fedspa/{self._seed}/{'' if same else device}".encode()).digest()[:16]

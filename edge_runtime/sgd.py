@@ -1,0 +1,159 @@
+"""Local training: stochastic gradient descent on a flat vector, dense or within a mask.
+
+One step at x with learning rate lr_t = lr * lr-decay^t in round t (PyTorch's order of things):
+
+    g <- gradient of the loss, times the mask, then clipped to norm clip-norm
+    v <- momentum * v + g + weight-decay * x + pull(x)
+    x <- x - lr_t * v
+
+The mask comes before the clipping, or else the norm of coordinates that are not there would shrink the step. The
+velocity v starts at zero in every round and is zero outside the mask.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime import losses
+from edge_runtime.algorithm import Batch, Batches, Model
+from edge_runtime.errors import ConfigError, DeviceError
+from edge_runtime.tree import Flat
+
+Bits = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """How a device trains: the keys that every algorithm's Config begins with.
+
+    The defaults of lr, lr-decay, weight-decay, clip-norm, local-epochs and batch-size are those of DisPFL's scripts.
+    """
+
+    lr: float = 0.1
+    """η, in round 0."""
+    lr_decay: float = 0.998
+    """Factor per round."""
+    momentum: float = 0.0
+    weight_decay: float = 5e-4
+    clip_norm: float = 10.0
+    """Largest Euclidean norm of a gradient; 0: no limit."""
+    local_epochs: int = 5
+    """Passes over the device's samples in a round."""
+    local_steps: int = 0
+    """N, steps in a round, each on a batch drawn afresh; 0: as many as local-epochs gives."""
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        require("lr", self.lr, low=0.0, open_low=True)
+        require("lr-decay", self.lr_decay, low=0.0, high=1.0, open_low=True)
+        require("momentum", self.momentum, low=0.0, high=1.0, open_high=True)
+        require("weight-decay", self.weight_decay, low=0.0)
+        require("clip-norm", self.clip_norm, low=0.0)
+        require("local-epochs", self.local_epochs, low=1)
+        require("local-steps", self.local_steps, low=0)
+        require("batch-size", self.batch_size, low=1)
+
+    def rate(self, round_: int) -> float:
+        """Give the learning rate of a round."""
+        return self.lr * self.lr_decay**round_
+
+
+def require(
+    key: str, value: float, *, low: float, high: float = math.inf, open_low: bool = False, open_high: bool = False
+) -> None:
+    """Raise ConfigError unless `value` is finite and lies between `low` and `high` (which an open end leaves out)."""
+    below = value <= low if open_low else value < low
+    above = value >= high if open_high else value > high
+    if math.isfinite(value) and not below and not above:
+        return
+    bounds = f"{'above' if open_low else 'at least'} {low:g}"
+    if high < math.inf:
+        bounds += f" and {'below' if open_high else 'at most'} {high:g}"
+    raise ConfigError(f"algorithm: {key} must be {bounds}, not {value}")
+
+
+def require_one_of(key: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise ConfigError unless `value` is one of `known`."""
+    if value not in known:
+        raise ConfigError(f"algorithm: {key} must be one of {', '.join(known)}, not {value!r}")
+
+
+def gradient(model: Model, x: Flat, batch: Batch) -> Flat:
+    """Compute the dense gradient [size] of a batch's mean cross-entropy at the parameters `x` [size]."""
+    outputs, pullback = model.oracle.vjp(model.layout.views(x), batch.x)
+    _, slope = losses.cross_entropy(outputs, batch.y)
+    return model.layout.join(pullback(slope))
+
+
+def descend(
+    model: Model,
+    start: Flat,
+    batches: Batches,
+    sgd: Sgd,
+    round_: int,
+    *,
+    mask: Bits | None = None,
+    pull: Callable[[Flat], Flat] | None = None,
+) -> Flat:
+    """Train for one round from `start` [size], which is left as it is.
+
+    Args:
+        model: what to train.
+        start: where to begin; where `mask` is off it counts as 0.
+        batches: the device's samples.
+        sgd: the settings.
+        round_: which round it is.
+        mask: the coordinates that there are [size]; None: all.
+        pull: a further gradient at x, of a penalty say; it is not clipped.
+
+    Returns:
+        The trained parameters [size], exactly 0 where `mask` is off.
+
+    Raises:
+        DeviceError: the training diverged.
+    """
+    off = None if mask is None else ~mask
+    x = start.copy()
+    _clear(x, off)
+    velocity = np.zeros_like(x)
+    rate = np.float32(sgd.rate(round_))
+    with np.errstate(over="ignore", invalid="ignore"):  # what diverges is told below, in one line
+        for batch in _batches(batches, sgd):
+            step = gradient(model, x, batch)
+            _clear(step, off)
+            _clip(step, sgd.clip_norm)
+            step += np.float32(sgd.weight_decay) * x
+            if pull is not None:
+                step += pull(x)
+                _clear(step, off)
+            velocity *= np.float32(sgd.momentum)
+            velocity += step
+            x -= rate * velocity
+    if not np.isfinite(x).all():
+        raise DeviceError(f"training diverged in round {round_}: lower lr ({sgd.lr:g}), or set clip-norm")
+    return x
+
+
+def _batches(batches: Batches, sgd: Sgd) -> Iterator[Batch]:
+    if sgd.local_steps:
+        for _ in range(sgd.local_steps):
+            yield batches.sample(sgd.batch_size)
+    else:
+        for _ in range(sgd.local_epochs):
+            yield from batches.epoch(sgd.batch_size)
+
+
+def _clear(values: Flat, off: Bits | None) -> None:
+    if off is not None:
+        values[off] = 0
+
+
+def _clip(step: Flat, norm: float) -> None:
+    """Scale `step` down to at most `norm`, in place; 0: no limit."""
+    length = math.sqrt(float(np.dot(step, step))) if norm else 0.0
+    if length > norm:
+        step *= np.float32(norm / length)
