@@ -12,7 +12,7 @@ A change from a mask that both sides hold is one byte that names its form, then:
     0   nothing: the mask stays as it is
     1   the new mask as a bit vector
     2   old XOR new as a bit vector
-    3   u32 length of the first, then two bit vectors: which of the active were dropped, which of the inactive were grown
+    3   u32 length of the first, then two bit vectors: which of the active were dropped, which inactive ones grown
 
 The smallest is taken each time. A mask from a seed is defined by the raw 64-bit draws of PCG64, which numpy keeps
 stable for ever, not by its sampling functions, which may change.
