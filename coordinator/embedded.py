@@ -1,0 +1,192 @@
+"""amqtt as a broker that can be left alone: `python -m edge_runtime.coordinator.embedded --port 1883`.
+
+amqtt 0.12.1 is a pure Python broker, there wherever pip is. What this guard changes, each with a test of its own in
+`tests/coordinator/test_embedded.py` that shows the fault on the unguarded broker too:
+
+* a client got other clients' retained messages without having subscribed to them: nothing is retained;
+* a client that had not given its password yet, or a wrong one, could end the session of another: who it is comes first;
+* a second client of the same id left the first one connected but deaf: the first one's connection is closed;
+* a client could claim a packet of 256 MB and have it buffered: packets have a limit;
+* a silent connection, before CONNECT or after, stayed for ever: deadlines, and keep-alive as MQTT has it (1.5 times);
+* messages for a client that does not read were kept without limit: a limit per client, then they are dropped.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import math
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter
+from amqtt.broker import Broker
+from amqtt.mqtt.connack import BAD_USERNAME_PASSWORD, ConnackPacket
+from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
+from amqtt.session import OutgoingApplicationMessage, Session
+from amqtt.utils import gen_client_id
+
+from edge_runtime.coordinator import passwords
+from edge_runtime.coordinator.broker import MAX_CONNECTIONS, MAX_PACKET_BYTES, is_loopback
+from edge_runtime.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+CONNECT_S = 10.0
+PACKET_S = 60.0
+MAX_QUEUED_BYTES = 67_108_864
+
+
+class Reader(StreamReaderAdapter):  # type: ignore[misc]  # amqtt is untyped
+    """Reads only what is small enough and comes in time."""
+
+    async def read(self, n: int = -1) -> bytes:
+        """Read exactly `n` bytes.
+
+        Raises:
+            ConnectionAbortedError: too many, or too slow. amqtt swallows other errors, and gets out of step.
+        """
+        if not 0 <= n <= MAX_PACKET_BYTES:  # -1 would read until the client has sent enough to fill the memory
+            raise ConnectionAbortedError(f"a packet of {n} bytes; the limit is {MAX_PACKET_BYTES}")
+        if n <= 1:
+            return bytes(await super().read(n))  # between packets: the keep-alive watches over this
+        try:
+            async with asyncio.timeout(PACKET_S):
+                return bytes(await super().read(n))
+        except TimeoutError as error:
+            raise ConnectionAbortedError(f"a packet that took longer than {PACKET_S:.0f} s") from error
+
+
+class Handler(BrokerProtocolHandler):  # type: ignore[misc]
+    """The protocol with one client: keep-alive enforced, and a bound on what waits for it."""
+
+    _waiting_bytes = 0
+
+    def handle_read_timeout(self) -> None:
+        """Take a client that has been silent for too long as gone."""
+        self._closing = asyncio.ensure_future(self.handle_connection_closed())
+
+    async def mqtt_publish(
+        self, topic: str, data: bytes | bytearray, qos: int | None, retain: bool, ack_timeout: int | None = None
+    ) -> OutgoingApplicationMessage:
+        """Send a message, or drop it if the client does not keep up.
+
+        The message that is returned is empty: amqtt keeps it while an earlier one, to any client, is under way.
+        """
+        empty = OutgoingApplicationMessage(None, topic, qos, b"", retain)
+        if self.session is None or self._waiting_bytes + len(data) > MAX_QUEUED_BYTES:
+            return empty
+        self._waiting_bytes += len(data)
+        try:
+            await super().mqtt_publish(topic, data, qos, retain, ack_timeout)
+        finally:
+            self._waiting_bytes -= len(data)
+        return empty
+
+
+class GuardedBroker(Broker):  # type: ignore[misc]
+    """amqtt's broker without its faults."""
+
+    def __init__(self, host: str, port: int, hashes: dict[str, str] | None) -> None:
+        """Prepare to listen; `hashes` of passwords by user, or None to let anybody in."""
+        bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        super().__init__({"listeners": {"default": {"type": "tcp", "bind": bind}}, "plugins": {}})
+        self._hashes = hashes
+        self._open = 0
+
+    async def stream_connected(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
+    ) -> None:
+        """Serve one connection to its end, and close it."""
+        self._open += 1
+        try:
+            if self._open <= MAX_CONNECTIONS:
+                await self._client_connected(listener_name, Reader(reader), StreamWriterAdapter(writer))
+        except Exception as error:  # noqa: BLE001  # whatever a client sends may end its own connection, and nothing else
+            log.info("a connection ended: %r", error)
+        finally:
+            self._open -= 1
+            writer.close()
+
+    async def _initialize_client_session(
+        self, reader: Any, writer: Any, remote_address: str, remote_port: int
+    ) -> tuple[Handler, Session]:
+        """Read CONNECT. No session outlives its connection, and none is touched before we know who this is."""
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                handler, session = await Handler.init_from_connect(reader, writer, self.plugins_manager)
+        except TimeoutError as error:
+            raise ConnectionAbortedError(f"{remote_address}:{remote_port} did not say CONNECT") from error
+        session.clean_session, session.parent = True, 0
+        session.client_id = session.client_id or gen_client_id()
+        session.keep_alive = math.ceil(1.5 * session.keep_alive)  # MQTT 3.1.1, section 3.1.2.10
+        return handler, session
+
+    async def _handle_client_session(
+        self, reader: Any, writer: Any, client_session: Session, handler: Handler, server: Any, listener_name: str
+    ) -> None:
+        if not self._knows(client_session):
+            await ConnackPacket.build(0, BAD_USERNAME_PASSWORD).to_stream(writer)
+            return
+        await self._forget(client_session.client_id)
+        try:
+            await super()._handle_client_session(reader, writer, client_session, handler, server, listener_name)
+        finally:
+            if self._sessions.get(client_session.client_id, (None,))[0] is client_session:
+                await self._forget(client_session.client_id)
+
+    def _knows(self, session: Session) -> bool:
+        if self._hashes is None:
+            return True
+        hashed = self._hashes.get(session.username or "", "")
+        return passwords.matches(hashed, session.password or "")
+
+    async def _authenticate(self, _session: Session, _listener: Any) -> bool:
+        """Say yes: who is not known does not come this far."""
+        return True
+
+    async def _forget(self, client_id: str) -> None:
+        """Drop a client's subscriptions, and its connection if there is one."""
+        _, handler = self._sessions.get(client_id, (None, None))
+        await self._delete_session(client_id)
+        if handler is not None:
+            await handler.handle_connection_closed()
+
+    async def retain_message(self, *arguments: Any) -> None:
+        """Retain nothing."""
+
+
+async def serve(host: str, port: int, hashes: dict[str, str] | None) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    broker = GuardedBroker(host, port, hashes)
+    await broker.start()
+    await stop.wait()
+    with contextlib.suppress(TimeoutError):  # nothing is kept, so nothing is lost by leaving at once
+        async with asyncio.timeout(1.0):
+            await broker.shutdown()
+
+
+def main() -> None:
+    """Run the broker."""
+    parser = argparse.ArgumentParser(prog="embedded broker", description="amqtt behind a guard.")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--passwords", type=Path)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("amqtt").setLevel(logging.ERROR)
+    if options.passwords is None and not is_loopback(options.host):
+        sys.stderr.write(f"a broker on {options.host} needs --passwords\n")
+        sys.exit(ConfigError.exit_code)
+    hashes = None if options.passwords is None else passwords.decode(options.passwords.read_text())
+    asyncio.run(serve(options.host, options.port, hashes))
+
+
+if __name__ == "__main__":
+    main()
