@@ -1,6 +1,7 @@
 """The commands that run something: the demo with all its processes, a simulation, a run over somebody's broker."""
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,13 +11,15 @@ from typing import Any
 from edge_runtime import config, data
 from edge_runtime.coordinator import broker as brokers
 from edge_runtime.coordinator import fleet, live, report, session
-from edge_runtime.coordinator.run import Run, RunConfig, prepare
+from edge_runtime.coordinator.run import Run, RunConfig, describe, prepare
 from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.coordinator.session import Outcome
 from edge_runtime.coordinator.simulate import Scene
 from edge_runtime.data import DataConfig
-from edge_runtime.mqtt import Link
+from edge_runtime.link import Link
 from edge_runtime.transport import Faults
+
+log = logging.getLogger(__name__)
 
 Tables = dict[str, dict[str, Any]]
 Reported = tuple[dict[str, Any], Path]
@@ -47,7 +50,7 @@ def demo(tables: Tables, runs: Path, broker: str, warm: bool, baseline: bool) ->
             with _watching(run, names, alive) as watch:
                 where = folder / run.config.algorithm
                 outcomes.append(session.over_mqtt(run, connection, where, running.kind, watch))
-    return _report(outcomes, settings, folder, runs)
+    return _report(outcomes, names, {"data": config.table(settings)}, folder, runs)
 
 
 def simulated(tables: Tables, runs: Path, faults: Faults, compute: tuple[str, str], baseline: bool) -> Reported:
@@ -66,7 +69,7 @@ def simulated(tables: Tables, runs: Path, faults: Faults, compute: tuple[str, st
         scene = Scene(settings, names, config.cache_folder(), *compute, factories, faults)
         with _watching(run, names, lambda: None) as watch:
             outcomes.append(session.in_memory(run, scene, folder / run.config.algorithm, watch))
-    return _report(outcomes, settings, folder, runs)
+    return _report(outcomes, names, {"data": config.table(settings)}, folder, runs)
 
 
 def coordinate(tables: Tables, connection: Link, folder: Path, runs: Path) -> Reported:
@@ -79,7 +82,7 @@ def coordinate(tables: Tables, connection: Link, folder: Path, runs: Path) -> Re
     folder.mkdir(parents=True, exist_ok=True)
     with _watching(run, [], lambda: None) as watch:
         outcome = session.over_mqtt(run, connection, folder / run.config.algorithm, "external", watch)
-    return _report([outcome], None, folder, runs)
+    return _report([outcome], [], {}, folder, runs)
 
 
 def _plans(tables: Tables, baseline: bool) -> list[Run]:
@@ -127,5 +130,34 @@ def status(run: Run, coordinator: Coordinator, names: list[str], elapsed_s: floa
     raise NotImplementedError
 
 
-def _report(outcomes: list[Outcome], settings: DataConfig | None, folder: Path, runs: Path) -> Reported:
-    raise NotImplementedError
+def _report(outcomes: list[Outcome], names: list[str], extra: dict[str, Any], folder: Path, runs: Path) -> Reported:
+    """Report the first outcome with the others as baselines beside it, and let `runs/latest` point at it."""
+    reports: list[report.Report] = []
+    for outcome in reversed(outcomes):
+        run = outcome.run
+        info = report.RunInfo(
+            run=outcome.run_id,
+            algorithm=run.config.algorithm,
+            rounds=run.config.rounds,
+            model=run.config.model,
+            parameters=len(run.initial),
+            seed=run.config.seed,
+            configuration={**describe(run), **extra},
+            broker=outcome.broker,
+            started=outcome.started,
+            wall_s=outcome.wall_s,
+            devices=tuple(names),
+        )
+        reports.append(report.build(info, outcome.rows, tuple(reports)))
+    report.write(folder, reports[-1])
+    _publish(folder, runs)
+    return reports[-1], folder
+
+
+def _publish(folder: Path, runs: Path) -> None:
+    if folder.parent != runs:
+        return  # a folder of the user's own choice
+    try:
+        report.publish(folder)
+    except OSError as error:
+        log.warning("%s cannot point at the report: %s", runs / "latest", error)

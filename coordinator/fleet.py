@@ -9,6 +9,7 @@ from typing import Any
 
 from edge_runtime.coordinator.broker import Broker
 from edge_runtime.errors import RunError
+from edge_runtime.processes import die_with_parent
 
 _GRACE_S = 3.0
 
@@ -41,15 +42,13 @@ def check(processes: Sequence["subprocess.Popen[bytes]"], names: Sequence[str], 
 
 
 def _start(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
-    from edge_runtime.processes import die_with_parent
-
     # A session of its own: Ctrl-C is for the coordinator, which then ends the agents in order.
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=die_with_parent,
-        **options,  # noqa: PLW1509
+        preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, looked up before the fork
+        **options,
     )
 
 

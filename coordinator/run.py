@@ -1,7 +1,6 @@
 """A run as a person writes it, and everything that follows from it before the first message."""
 
 import dataclasses
-import json
 import subprocess
 import sys
 import tempfile
@@ -104,10 +103,8 @@ def _initial(model: str, seed: int) -> tuple[Layout, Flat]:
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """Write down a run so that it can be resumed and reported: plain values only."""
+    """Write down a run's settings as plain values."""
     return {
         "run": config.table(run.config),
         "algorithm": run.description.config,
-        "parameters": len(run.initial),
-        "setup": json.loads(json.dumps(dataclasses.asdict(run.description))),
     }

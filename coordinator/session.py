@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_runtime import __version__
-from edge_runtime.coordinator import figures, live, report
+from edge_runtime import algorithm
+from edge_runtime.coordinator import figures, report
 from edge_runtime.coordinator.journal import Journal
-from edge_runtime.coordinator.run import Run, RunConfig, describe, prepare
+from edge_runtime.coordinator.run import Run, describe, prepare
 from edge_runtime.coordinator.serve import Inbox, serve
 from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.coordinator.simulate import Scene, simulate
 from edge_runtime.errors import ConfigError
-from edge_runtime.mqtt import Link, Mqtt
+from edge_runtime.link import Link
+from edge_runtime.mqtt import Mqtt
 
 Watch = Callable[[Coordinator], None]
 
@@ -28,6 +29,7 @@ class Outcome:
     """A finished run: what to report of it."""
 
     run: Run
+    run_id: str
     rows: list[report.Row]
     started: str
     wall_s: float
@@ -57,7 +59,7 @@ def over_mqtt(run: Run, link: Link, folder: Path, broker: str, watch: Watch) -> 
     finally:
         transport.close()
         journal.close()
-    return Outcome(run, rows, started, time.monotonic() - since_s, broker)
+    return Outcome(run, run_id, rows, started, time.monotonic() - since_s, broker)
 
 
 def in_memory(run: Run, scene: Scene, folder: Path, watch: Watch) -> Outcome:
@@ -66,26 +68,21 @@ def in_memory(run: Run, scene: Scene, folder: Path, watch: Watch) -> Outcome:
     journal = Journal(folder)
     try:
         name = hashlib.sha256(json.dumps(describe(run), sort_keys=True).encode()).hexdigest()[:32]
-        coordinator = simulate(run, _identify(journal, run, name), scene, journal, watch)
+        run_id = _identify(journal, run, name)
+        coordinator = simulate(run, run_id, scene, journal, watch)
         rows = figures.rows(journal.accepted())
         (folder / "model.bin").write_bytes(coordinator.server.shared().tobytes())
     finally:
         journal.close()
-    return Outcome(run, rows, started, time.monotonic() - since_s, "loopback")
+    return Outcome(run, run_id, rows, started, time.monotonic() - since_s, "loopback")
 
 
 def baseline_of(run: Run, table: dict[str, Any]) -> Run:
     """Prepare dense FedAvg on the same work: same model, rounds, seed and local training."""
-    shared = {field.name.replace("_", "-") for field in dataclasses.fields(fedavg_config())}
+    fields = dataclasses.fields(algorithm.load("fedavg").Config)
+    shared = {field.name.replace("_", "-") for field in fields}
     same = {key: value for key, value in table.items() if key in shared}
     return prepare(dataclasses.replace(run.config, algorithm="fedavg"), same)
-
-
-def fedavg_config() -> Any:
-    """Find FedAvg's Config."""
-    from edge_runtime import algorithm
-
-    return algorithm.load("fedavg").Config
 
 
 def _identify(journal: Journal, run: Run, fresh: str) -> str:

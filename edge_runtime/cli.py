@@ -14,8 +14,9 @@ from typing import Any, NoReturn
 from edge_runtime import __version__, config
 from edge_runtime.agent import Agent
 from edge_runtime.errors import ConfigError, EdgeError
+from edge_runtime.link import Link
 from edge_runtime.message import check_name
-from edge_runtime.mqtt import Link, Mqtt
+from edge_runtime.mqtt import Mqtt
 from edge_runtime.store import FileStore
 from edge_runtime.trainer_process import Job, ProcessTrainer
 
@@ -96,8 +97,16 @@ def link(options: argparse.Namespace, client_id: str) -> Link:
         password = options.password_file.read_text().strip() if options.password_file else None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--password-file {options.password_file}: cannot be read: {error}") from error
-    files = {name: str(value) for name in ("cafile", "cert", "key") if (value := getattr(options, name))}
-    return Link(options.host, options.port, client_id, username=options.username, password=password, **files)
+    return Link(
+        options.host,
+        options.port,
+        client_id,
+        username=options.username,
+        password=password,
+        cafile=options.cafile and str(options.cafile),
+        cert=options.cert and str(options.cert),
+        key=options.key and str(options.key),
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

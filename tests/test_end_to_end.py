@@ -21,7 +21,8 @@ from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.coordinator.simulate import Scene
 from edge_runtime.data import DataConfig, device_names
 from edge_runtime.errors import RunError
-from edge_runtime.mqtt import Link, Mqtt
+from edge_runtime.link import Link
+from edge_runtime.mqtt import Mqtt
 
 NAMES = device_names(DataConfig())[:3]
 DATA = DataConfig(labels_per_class=3)
