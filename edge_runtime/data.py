@@ -187,7 +187,7 @@ def _cached(cache: Path, key: dict[str, Any], part: int, make: Callable[[], list
 def _read_part(home: Path, part: int) -> Arrays | None:
     """Read a part; None if it is missing or damaged, which making it anew mends."""
     try:
-        with np.load(home / f"{part:05d}.npz", allow_pickle=False) as file:
+        with (home / f"{part:05d}.npz").open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             x_train, y_train, x_test, y_test = (file[key] for key in _KEYS)
             return x_train, y_train, x_test, y_test
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

@@ -217,7 +217,7 @@ def read_initial(path: Path) -> tuple[Layout, Flat]:
         ConfigError: the file is missing, damaged, or holds values that are not finite.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             names_, shapes = json.loads(str(file["layout"]))
             layout, flat = Layout(tuple(names_), tuple(tuple(shape) for shape in shapes)), file["flat"]
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:

@@ -93,7 +93,7 @@ def _conv(layer: Conv, weight: Array, bias: Array, x: Array, wants_input: bool) 
     def pull(grad: Array) -> tuple[Array | None, Grads]:
         rows = grad.reshape(-1, layer.outputs)
         d_weight = (rows.T @ columns).reshape(layer.outputs, *layer.kernel, layer.inputs)
-        own = {"weight": np.ascontiguousarray(np.moveaxis(d_weight, -1, 1)), "bias": rows.sum(0)}
+        own = {"weight": np.ascontiguousarray(np.moveaxis(d_weight, -1, 1)), "bias": _column_sums(rows)}
         return (_conv_input(layer, weight, rows, padded.shape, positions) if wants_input else None), own
 
     return y.reshape(len(x), *positions, layer.outputs), pull
@@ -104,7 +104,8 @@ def _conv_input(layer: Conv, weight: Array, rows: Array, shape: tuple[int, ...],
     total = np.zeros(shape, rows.dtype)
     for place in itertools.product(*map(range, layer.kernel)):
         seen = [slice(p, p + n * layer.stride, layer.stride) for p, n in zip(place, positions, strict=True)]
-        share = rows @ np.ascontiguousarray(weight[(slice(None), slice(None), *place)])
+        there: Any = (..., *place)
+        share = rows @ np.ascontiguousarray(weight[there])
         total[(slice(None), *seen)] += share.reshape(shape[0], *positions, layer.inputs)
     inner = [slice(layer.padding, n - layer.padding) for n in shape[1:-1]]
     return total[(slice(None), *inner)]
@@ -112,29 +113,39 @@ def _conv_input(layer: Conv, weight: Array, rows: Array, shape: tuple[int, ...],
 
 def _linear(weight: Array, bias: Array, x: Array, wants_input: bool) -> tuple[Array, Pull]:
     def pull(grad: Array) -> tuple[Array | None, Grads]:
-        return (grad @ weight if wants_input else None), {"weight": grad.T @ x, "bias": grad.sum(0)}
+        return (grad @ weight if wants_input else None), {"weight": grad.T @ x, "bias": _column_sums(grad)}
 
     return x @ weight.T + bias, pull
 
 
 def _group_norm(layer: GroupNorm, weight: Array, bias: Array, x: Array) -> tuple[Array, Pull]:
-    grouped = (len(x), -1, layer.groups, layer.channels // layer.groups)
-    values = x.reshape(grouped)
-    centred = values - values.mean((1, 3), keepdims=True)
-    scale = 1 / np.sqrt((centred * centred).mean((1, 3), keepdims=True) + layer.epsilon)
+    values = x.reshape(len(x), -1, layer.channels)
+    centred = values - _group_mean(values, layer.groups)
+    scale = 1 / np.sqrt(_group_mean(centred * centred, layer.groups) + layer.epsilon)
     normal = centred * scale
 
     def pull(grad: Array) -> tuple[Array, Grads]:
-        flat = grad.reshape(len(x), -1, layer.channels)
-        own = {
-            "weight": (flat * normal.reshape(flat.shape)).sum((0, 1)),
-            "bias": flat.sum((0, 1)),
-        }
-        inner = (flat * weight).reshape(grouped)
-        mean, slope = inner.mean((1, 3), keepdims=True), (inner * normal).mean((1, 3), keepdims=True)
-        return (scale * (inner - mean - normal * slope)).reshape(x.shape), own
+        rows = grad.reshape(values.shape)
+        slopes = rows * normal
+        own = {"weight": _column_sums(slopes), "bias": _column_sums(rows)}
+        mean, slope = _group_mean(rows * weight, layer.groups), _group_mean(slopes * weight, layer.groups)
+        return (scale * (rows * weight - mean - normal * slope)).reshape(x.shape), own
 
-    return normal.reshape(x.shape) * weight + bias, pull
+    return (normal * weight + bias).reshape(x.shape), pull
+
+
+def _group_mean(values: Array, groups: int) -> Array:
+    """Average [batch, positions, channels] over positions and each group's channels, to [batch, 1, channels]."""
+    batch, positions, channels = values.shape
+    sums = np.ones((1, positions), values.dtype) @ values
+    means = sums.reshape(batch, 1, groups, -1).mean(3) / positions
+    return np.repeat(means, channels // groups, 2)
+
+
+def _column_sums(values: Array) -> Array:
+    """Sum over all but the last dimension; as a matrix product, many times faster than numpy's sum."""
+    rows = values.reshape(-1, values.shape[-1])
+    return np.ones(len(rows), rows.dtype) @ rows
 
 
 def _relu(x: Array) -> tuple[Array, Pull]:

@@ -82,7 +82,8 @@ def make(path: str) -> torch.nn.Module:
         factory = getattr(importlib.import_module(module_name), attribute)
         module = factory()
     except Exception as error:  # it is the user's code, which may raise anything
-        raise ConfigError(f"model: {path!r} cannot be made: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())  # one line, whatever the user's code had to say
+        raise ConfigError(f"model: {path!r} cannot be made: {type(error).__name__}: {reason}") from error
     if not isinstance(module, torch.nn.Module):
         raise ConfigError(f"model: {path!r} gives a {type(module).__name__}, not a torch.nn.Module")
     kinds = {parameter.dtype for parameter in module.parameters()}

@@ -57,9 +57,7 @@ def read(folder: Path, part: int) -> tuple[NDArray[Any], NDArray[np.int64], NDAr
 
 def _open(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ConfigError(f"{path}: not an NPZ file; write it with numpy.savez")
+        with path.open("rb") as raw, np.lib.npyio.NpzFile(raw, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ("x", "y", "classes") if key in file}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); write it with numpy.savez, x and y as numbers") from error
