@@ -342,6 +342,7 @@ class Server:
         self._model = initial.astype(np.float32)
         cap = fixed.cap_of(config.weights, config.samples_cap)
         self._total = fixed.Total(layout.size, cap, owners=config.aggregate == "owners")
+        self._drawn = b"", np.empty(0, np.bool_)
 
     def down(self, device: str, first: bool) -> Down:
         """Give the values that the device's mask picks out of w_t, and to one without a mask also that."""
@@ -402,7 +403,10 @@ class Server:
     def _bits(self, device: str, packed: bytes) -> Bits:
         if packed:
             return masks.decode(packed, self._layout.size)
-        return masks.from_seed(self._mask_seed(device), self._layout.sizes, self._counts)
+        seed = self._mask_seed(device)
+        if self._drawn[0] != seed:  # drawing takes a while, and all devices may begin with the same mask
+            self._drawn = seed, masks.from_seed(seed, self._layout.sizes, self._counts)
+        return self._drawn[1]
 
     def _mask_seed(self, device: str) -> bytes:
         """Derive the seed of a device's first mask from the run's."""

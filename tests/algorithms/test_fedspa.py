@@ -102,7 +102,7 @@ def test_trap_15_density_is_the_part_that_is_kept(density: float, distribution: 
 
 def test_a_tensor_without_an_active_weight_is_refused_by_both_halves(mlp: Model) -> None:
     config = Config(density=0.01)
-    with pytest.raises(ConfigError, match="density 0.01 leaves 'w1' no active weight"):
+    with pytest.raises(ConfigError, match=r"density 0\.01 leaves 'w1' no active weight"):
         Server(config, mlp.layout, np.zeros(mlp.layout.size, np.float32), {}, 0)
     with pytest.raises(ConfigError, match="'w1'"):
         fedspa.Client(config, mlp, None)
