@@ -1,0 +1,54 @@
+"""The end of a run in the terminal: what `report.json` says, as one table."""
+
+from rich.table import Table
+
+from edge_runtime.coordinator import units
+from edge_runtime.coordinator.report import ACCURACIES, Report
+
+_LINES = (
+    ("accuracy, shared model", "accuracy_shared"),
+    ("accuracy, personal, before training", "accuracy_personal_before"),
+    ("accuracy, personal", "accuracy_personal"),
+    ("payload up per round", "payload_bytes_up"),
+    ("payload down per round", "payload_bytes_down"),
+    ("socket up per round", "socket_bytes_up"),
+    ("socket down per round", "socket_bytes_down"),
+    ("memory, idle", "idle_rss_bytes"),
+    ("memory, peak", "peak_rss_bytes"),
+)
+_SECTION_ENDS = {"accuracy_personal", "socket_bytes_down"}
+
+
+def summary_table(report: Report) -> Table:
+    """Lay out the end of a run for the terminal: means and spread, beside the baselines."""
+    table = Table(title=f"{report['algorithm']}: {len(report['devices'])} devices, {report['rounds']} rounds")
+    table.add_column("per device")
+    for name in (report["algorithm"], *report["baselines"]):
+        table.add_column(name, justify="right")
+        table.add_column("p10 – p90", justify="right", style="dim")
+    for name in report["baselines"]:
+        table.add_column(f"against {name}", justify="right")
+    for label, name in _LINES:
+        table.add_row(label, *_cells(report, name), end_section=name in _SECTION_ENDS)
+    gains = (
+        f"{units.points(other['comparison']['accuracy_personal_over_shared_points'])} over the shared model of {name}"
+        for name, other in report["baselines"].items()
+        if other["comparison"]["accuracy_personal_over_shared_points"] is not None
+    )
+    table.caption = "; ".join(f"accuracy of the personal models: {gain}" for gain in gains) or None
+    return table
+
+
+def _cells(report: Report, name: str) -> list[str]:
+    is_accuracy = name in ACCURACIES
+    spoken = units.percent if is_accuracy else units.size
+    others = report["baselines"].values()
+    cells = []
+    for summary in (report["summary"], *(other["summary"] for other in others)):
+        stats = summary[name]
+        spread = "" if stats["mean"] is None else f"{spoken(stats['p10'])} – {spoken(stats['p90'])}"
+        cells += [spoken(stats["mean"]), spread]
+    for other in others:
+        key, say = ("_points", units.points) if is_accuracy else ("_ratio", units.times_less)
+        cells.append(say(other["comparison"][name + key]))
+    return cells
