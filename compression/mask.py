@@ -47,7 +47,11 @@ def from_seed(seed: bytes, sizes: Sequence[int], active: Sequence[int]) -> Bits:
     start = 0
     for size, kept in zip(sizes, active, strict=True):
         draws = generator.random_raw(size) if size else np.zeros(0, np.uint64)
-        mask[start + np.argsort(draws, kind="stable")[:kept]] = True
+        if kept:  # a partition finds the last draw that is kept ten times as fast as sorting does
+            last = np.partition(draws, kept - 1)[kept - 1]
+            part = mask[start : start + size]
+            part[:] = draws < last
+            part[np.flatnonzero(draws == last)[: kept - int(np.count_nonzero(part))]] = True
         start += size
     return mask
 
