@@ -28,6 +28,12 @@ def test_a_mean_is_that_of_exact_arithmetic_whatever_the_order_of_arrival() -> N
     np.testing.assert_allclose(outcomes[0], exact, rtol=6e-8, atol=1e-12)
 
 
+def test_a_value_is_rounded_to_the_nearest_unit() -> None:
+    total = Total(3)
+    total.add(np.array([0.75, -0.75, 0.25], np.float32) * np.float32(2.0**-40))
+    assert (mean(total, 3) * 2.0**40).tolist() == [1, -1, 0]
+
+
 def test_vectors_longer_than_a_tile_are_added_whole_with_and_without_a_mask() -> None:
     rng = np.random.default_rng(1)
     size = 150_001

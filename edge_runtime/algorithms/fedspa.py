@@ -258,7 +258,6 @@ class Client:
         old, start = self._received(down)
         first = bool(down.seed or down.mask)
         new = self._move_first(old, start, down.round, batches) if config.moves_first and not first else old
-        start[~new] = 0
         self._trained = trained = sgd.descend(self._model, start, batches, config, down.round, mask=new)
         values = (start - trained)[new]
         if config.mode == "dst" and config.mask_order == "after-train":
