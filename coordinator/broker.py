@@ -141,15 +141,18 @@ def is_loopback(host: str) -> bool:
 
 
 def _bindable(host: str, port: int) -> int:
+    if not 0 <= port < 65_536:  # getaddrinfo would take it modulo 65,536
+        raise ConfigError(f"no broker can listen on {host}:{port}: ports end at 65535, choose another with -p")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             return int(probe.getsockname()[1])
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"no broker can listen on {host}:{port} ({reason}): choose another port with -p") from error
+    except OSError as error:
+        raise ConfigError(
+            f"no broker can listen on {host}:{port} ({error.strerror}): choose another port with -p"
+        ) from error
 
 
 def _write_users(folder: Path, users: Mapping[str, str] | None) -> Path | None:

@@ -98,9 +98,7 @@ def _add_demo(commands: Any) -> None:
     _add_run(demo)
     add_data(demo)
     demo.add_argument("--broker", default="auto", help="auto, mosquitto or amqtt (default auto)")
-    demo.add_argument(
-        "--cold", action="store_true", help="a new trainer process for every task: slower, as on small devices"
-    )
+    demo.add_argument("--warm", action="store_true", help="keep trainer processes between rounds: faster, more memory")
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -108,7 +106,7 @@ def _demo(options: argparse.Namespace) -> None:
 
     tables = _tables(options)
     tables["data"] = {**data_table(options), **tables["data"]}
-    _finish(demo(tables, options.runs, options.broker, not options.cold, not options.no_baseline), options.json)
+    _finish(demo(tables, options.runs, options.broker, options.warm, not options.no_baseline), options.json)
 
 
 def _add_simulate(commands: Any) -> None:
@@ -201,10 +199,10 @@ def _finish(done: tuple[dict[str, Any], Path], as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from edge_runtime.coordinator import report
+    from edge_runtime.coordinator import summary
 
     console = Console()
-    console.print(report.summary_table(record))
+    console.print(summary.summary_table(record))
     console.print(f"report: {folder / 'report.html'}  (figures: {folder / 'report.json'})", highlight=False)
 
 

@@ -127,7 +127,36 @@ def _watching(run: Run, names: list[str], alive: Callable[[], None]) -> Iterator
 
 def status(run: Run, coordinator: Coordinator, names: list[str], elapsed_s: float) -> live.Status:
     """Take a picture of a run for the live table."""
-    raise NotImplementedError
+    progress = coordinator.core.progress
+    return live.Status(
+        run.config.algorithm,
+        progress.round,
+        run.config.rounds,
+        tuple(_device_status(coordinator, device) for device in names or sorted(progress.known)),
+        elapsed_s,
+        progress.finished,
+    )
+
+
+def _device_status(coordinator: Coordinator, device: str) -> live.DeviceStatus:
+    core = coordinator.core
+    state = "refused" if device in core.refused else core.doing.get(device, "idle")
+    if device not in core.online:
+        state = "late" if device in core.progress.known else "offline"
+    if device not in coordinator.latest:
+        return live.DeviceStatus(device, state)
+    round_, figures = coordinator.latest[device]
+    peak = figures.get("agent-peak-rss-bytes", 0.0) + figures.get("trainer-peak-rss-bytes", 0.0)
+    return live.DeviceStatus(
+        device,
+        state,
+        round_,
+        figures.get("accuracy-personal-before"),
+        figures.get("accuracy-personal"),
+        int(figures.get("payload-bytes-up", 0)),
+        int(figures.get("payload-bytes-down", 0)),
+        int(peak) or None,
+    )
 
 
 def _report(outcomes: list[Outcome], names: list[str], extra: dict[str, Any], folder: Path, runs: Path) -> Reported:

@@ -184,7 +184,8 @@ class RoundsCore:
             if silence > 1 and silence & (silence - 1) and silence % _MAX_SILENCE:
                 continue
             if device in self._incoming:
-                actions.append(Tell(device, self._incoming[device][1].ask()))
+                incoming = self._incoming[device][1]
+                actions += [Tell(device, incoming.ask())] if incoming.stalled() else []
             else:
                 actions.append(Assign(device, device in self._fresh))
         return actions
@@ -289,13 +290,11 @@ class RoundsCore:
             reason = self.refused.get(device, "not assigned in this round, or too large")
             return [Tell(device, _fate(offer, "rejected", reason))]
         held = self._incoming.get(device)
-        if held is None or held[0].blob != offer.blob:
-            self._incoming[device] = (offer, Incoming(offer.blob))
+        if held is not None and held[0].blob == offer.blob:
+            return []  # what was asked for is on its way, or `tick` will ask again
+        incoming = Incoming(offer.blob)
+        self._incoming[device] = (offer, incoming)
         self.doing[device] = "sending"
-        return self._receive(device)
-
-    def _receive(self, device: str) -> list[Action]:
-        offer, incoming = self._incoming[device]
         return [Accept(device, offer)] if incoming.complete else [Tell(device, incoming.ask())]
 
     def _on_chunk(self, device: str, chunk: Chunk) -> list[Action]:

@@ -67,7 +67,8 @@ class Coordinator:
         self.core = RoundsCore(plan, journal.progress())
         self.journal = journal
         self.garbage: dict[str, int] = {}
-        self.round_metrics: dict[str, dict[str, float]] = {}
+        self.latest: dict[str, tuple[int, dict[str, float]]] = {}
+        """Round and figures of the last accepted update of every device."""
         self._parts, self._send = parts, send
         self._layout = Layout(description.names, description.shapes)
         self._seed = description.seed
@@ -195,7 +196,7 @@ class Coordinator:
             log.warning("device %s: its update of round %d was rejected: %s", device, offer.round, reason)
         else:
             self.journal.accept(device, offer, payload)
-            self.round_metrics[device] = offer.metrics
+            self.latest[device] = offer.round, offer.metrics
         self._do(self.core.accepted(device, offer, reason))
 
     def _look(self, device: str, offer: Offer) -> None:
@@ -219,7 +220,6 @@ class Coordinator:
         following = self.core.following()
         self.journal.close_round(closing, codec.encode_state(self.server.state()), following)
         self._tasks.clear()
-        self.round_metrics = {}
         self._do(self.core.closed())
 
     def check(self) -> None:

@@ -105,7 +105,7 @@ class DeviceCore:
         if self.memory.pending is not None:
             return self._offer()
         if self._incoming is not None:
-            return [Send(self._incoming.ask())]
+            return [Send(self._incoming.ask())] if self._incoming.stalled() else []
         return [Send(self._status())] if self.task else [Send(Hello(self._boot))]
 
     def handle(self, message: Message) -> list[Action]:

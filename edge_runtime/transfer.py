@@ -14,6 +14,7 @@ class Incoming:
         self.blob = blob
         self._have: set[int] = set()
         self._asked: set[int] = set()
+        self._moving = True
 
     @property
     def complete(self) -> bool:
@@ -28,7 +29,16 @@ class Incoming:
         if len(chunk.data) != end - start:
             return False
         self._have.add(chunk.index)
+        self._moving = True
         return True
+
+    def stalled(self) -> bool:
+        """Say whether nothing has come, and nothing was asked for, since this was last asked.
+
+        Asking again for what is still on its way would send it twice.
+        """
+        moving, self._moving = self._moving, False
+        return not moving
 
     def ask(self) -> Need:
         """Ask for the first chunks that are missing, whether they were asked for before or not."""
@@ -39,6 +49,7 @@ class Incoming:
                 if len(missing) == WINDOW:
                     break
         self._asked = set(missing)
+        self._moving = True
         return Need(self.blob.digest, tuple(missing))
 
     def ask_next(self) -> Need | None:

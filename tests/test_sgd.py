@@ -30,7 +30,9 @@ def batches(per_epoch: int = 1) -> Any:
     return SimpleNamespace(sample=lambda size: batch, epoch=lambda size: iter([batch] * per_epoch))
 
 
-def train(slopes: Any, start: list[float], steps: int, round_: int = 0, mask: Any = None, **settings: Any) -> list[float]:
+def train(
+    slopes: Any, start: list[float], steps: int, round_: int = 0, mask: Any = None, **settings: Any
+) -> list[float]:
     pull = settings.pop("pull", None)
     plain = {"lr": 0.1, "lr_decay": 1.0, "clip_norm": 0.0, "weight_decay": 0.0, "local_steps": steps}
     model = Model(Layout(("w",), ((len(start),),)), Slopes(slopes))
