@@ -1,7 +1,7 @@
 """The four plots of a report: inline SVG for the page, one PNG for a README.
 
 A plot is drawn once, in the colours of a light page. In an SVG these stand for CSS variables, so that the page can
-repaint it for a dark one. matplotlib is loaded when the first plot is drawn, and without pyplot: nothing global is left.
+repaint it for a dark one. matplotlib is loaded when the first plot is drawn, without pyplot: nothing global is left.
 """
 
 import io
@@ -205,13 +205,11 @@ def _traffic(report: Report) -> tuple[tuple[str, str], str]:
 
 
 def _fan(axes: "Axes", rounds: list[int], series: list[dict[str, Any]], name: str, colour: str) -> None:
-    low, high = _quantile(series, name, "p10"), _quantile(series, name, "p90")
-    whole = [index for index in range(len(rounds)) if low[index] is not None]
-    if whole:
-        low_high = [[bound[index] for index in whole] for bound in (low, high)]
-        axes.fill_between(
-            [rounds[index] for index in whole], *low_high, color=colour, alpha=0.16, linewidth=0, label="p10 to p90"
-        )  # type: ignore[arg-type]
+    bounds = zip(rounds, _quantile(series, name, "p10"), _quantile(series, name, "p90"), strict=True)
+    known = [(at, low, high) for at, low, high in bounds if low is not None and high is not None]
+    if known:
+        at, low, high = zip(*known, strict=True)
+        axes.fill_between(at, low, high, color=colour, alpha=0.16, linewidth=0, label="p10 to p90")
 
 
 def _line(

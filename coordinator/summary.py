@@ -5,7 +5,7 @@ from rich.table import Table
 from edge_runtime.coordinator import units
 from edge_runtime.coordinator.report import ACCURACIES, Report
 
-_LINES = (
+LINES = (
     ("accuracy, shared model", "accuracy_shared"),
     ("accuracy, personal, before training", "accuracy_personal_before"),
     ("accuracy, personal", "accuracy_personal"),
@@ -16,6 +16,7 @@ _LINES = (
     ("memory, idle", "idle_rss_bytes"),
     ("memory, peak", "peak_rss_bytes"),
 )
+"""What is shown, in order: words and key of `summary`."""
 _SECTION_ENDS = {"accuracy_personal", "socket_bytes_down"}
 
 
@@ -28,8 +29,8 @@ def summary_table(report: Report) -> Table:
         table.add_column("p10 – p90", justify="right", style="dim")
     for name in report["baselines"]:
         table.add_column(f"against {name}", justify="right")
-    for label, name in _LINES:
-        table.add_row(label, *_cells(report, name), end_section=name in _SECTION_ENDS)
+    for label, name in LINES:
+        table.add_row(label, *cells(report, name), end_section=name in _SECTION_ENDS)
     gains = (
         f"{units.points(other['comparison']['accuracy_personal_over_shared_points'])} over the shared model of {name}"
         for name, other in report["baselines"].items()
@@ -39,16 +40,17 @@ def summary_table(report: Report) -> Table:
     return table
 
 
-def _cells(report: Report, name: str) -> list[str]:
+def cells(report: Report, name: str) -> list[str]:
+    """Write one figure: mean and spread of the run and of every baseline, then how it compares with each."""
     is_accuracy = name in ACCURACIES
     spoken = units.percent if is_accuracy else units.size
     others = report["baselines"].values()
-    cells = []
+    written = []
     for summary in (report["summary"], *(other["summary"] for other in others)):
         stats = summary[name]
         spread = "" if stats["mean"] is None else f"{spoken(stats['p10'])} – {spoken(stats['p90'])}"
-        cells += [spoken(stats["mean"]), spread]
+        written += [spoken(stats["mean"]), spread]
     for other in others:
         key, say = ("_points", units.points) if is_accuracy else ("_ratio", units.times_less)
-        cells.append(say(other["comparison"][name + key]))
-    return cells
+        written.append(say(other["comparison"][name + key]))
+    return written
