@@ -44,7 +44,7 @@ class DataConfig:
     parts: int = 20
     """How many devices share the data; at most 20 for watch; a folder of your own says it itself."""
     labels_per_class: int = 0
-    """Training samples to keep of each class; 0 keeps all. Test sets stay whole."""
+    """Training samples to keep of each class, the first ones; 0 keeps all. Test sets stay whole."""
     partition: str = "dirichlet"
     """How fashion-mnist is dealt: dirichlet or classes."""
     alpha: float = 0.3
@@ -52,7 +52,7 @@ class DataConfig:
     classes_per_device: int = 2
     """For the partition `classes`."""
     seed: int = 0
-    """Of the partition, and of the choice of labelled samples."""
+    """Of the partition."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -142,7 +142,7 @@ def load(config: DataConfig, cache: Path) -> Split:
         split = Split(*folder.read(_own(config.name), config.part))
     if not config.labels_per_class:
         return split
-    chosen = partition.few(split.y_train, config.labels_per_class, np.random.default_rng([config.seed, 1, config.part]))
+    chosen = partition.few(split.y_train, config.labels_per_class)
     return dataclasses.replace(split, x_train=split.x_train[chosen], y_train=split.y_train[chosen])
 
 

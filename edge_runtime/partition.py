@@ -84,9 +84,9 @@ def like(labels: Indices, mix: NDArray[np.float64], size: int, rng: np.random.Ge
     return np.sort(np.concatenate([pool[:count] for pool, count in zip(pools, wanted, strict=True)]))
 
 
-def few(labels: Indices, per_class: int, rng: np.random.Generator) -> Indices:
-    """Keep at most `per_class` samples of every label, by chance: a device at its cold start."""
-    return np.sort(np.concatenate([pool[:per_class] for pool in _pools(labels, rng)]))
+def few(labels: Indices, per_class: int) -> Indices:
+    """Keep the first `per_class` samples of every label: what a device at its cold start has seen so far."""
+    return np.sort(np.concatenate([np.flatnonzero(labels == label)[:per_class] for label in np.unique(labels)]))
 
 
 def _pools(labels: Indices, rng: np.random.Generator, classes: int | None = None) -> list[Indices]:

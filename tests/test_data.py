@@ -51,15 +51,13 @@ def test_watch_gives_twenty_different_devices_with_all_seven_exercises(cache) ->
 
 
 @needs_watch
-def test_labels_per_class_keeps_so_many_training_windows_by_seed_and_the_whole_test_set(cache) -> None:
+def test_labels_per_class_keeps_the_first_training_windows_and_the_whole_test_set(cache) -> None:
     whole, few = data.load(DataConfig(part=3), cache), data.load(DataConfig(part=3, labels_per_class=5), cache)
-    other = data.load(DataConfig(part=3, labels_per_class=5, seed=1), cache)
 
-    windows = {window.tobytes() for window in whole.x_train}
     assert np.bincount(few.y_train).tolist() == [5] * 7
-    assert all(window.tobytes() in windows for window in few.x_train)
+    for label in range(7):
+        assert np.array_equal(few.x_train[few.y_train == label], whole.x_train[whole.y_train == label][:5])
     assert np.array_equal(few.x_test, whole.x_test)
-    assert not np.array_equal(few.x_train, other.x_train)
 
 
 @needs_watch
