@@ -132,9 +132,11 @@ def status(run: Run, coordinator: Coordinator, names: list[str], elapsed_s: floa
         run.config.algorithm,
         progress.round,
         run.config.rounds,
-        tuple(_device_status(coordinator, device) for device in names or sorted(progress.known)),
+        progress.phase,
+        len(progress.accepted),
+        len(progress.cohort),
         elapsed_s,
-        progress.finished,
+        tuple(_device_status(coordinator, device) for device in names or sorted(progress.known)),
     )
 
 
@@ -145,17 +147,16 @@ def _device_status(coordinator: Coordinator, device: str) -> live.DeviceStatus:
         state = "late" if device in core.progress.known else "offline"
     if device not in coordinator.latest:
         return live.DeviceStatus(device, state)
-    round_, figures = coordinator.latest[device]
+    figures = coordinator.latest[device]
     peak = figures.get("agent-peak-rss-bytes", 0.0) + figures.get("trainer-peak-rss-bytes", 0.0)
     return live.DeviceStatus(
         device,
         state,
-        round_,
         figures.get("accuracy-personal-before"),
         figures.get("accuracy-personal"),
-        int(figures.get("payload-bytes-up", 0)),
-        int(figures.get("payload-bytes-down", 0)),
-        int(peak) or None,
+        figures.get("payload-bytes-up"),
+        figures.get("payload-bytes-down"),
+        peak or None,
     )
 
 

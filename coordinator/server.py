@@ -67,8 +67,8 @@ class Coordinator:
         self.core = RoundsCore(plan, journal.progress())
         self.journal = journal
         self.garbage: dict[str, int] = {}
-        self.latest: dict[str, tuple[int, dict[str, float]]] = {}
-        """Round and figures of the last accepted update of every device."""
+        self.latest: dict[str, dict[str, float]] = {}
+        """Figures that came with the last accepted update of every device."""
         self._parts, self._send = parts, send
         self._layout = Layout(description.names, description.shapes)
         self._seed = description.seed
@@ -196,7 +196,7 @@ class Coordinator:
             log.warning("device %s: its update of round %d was rejected: %s", device, offer.round, reason)
         else:
             self.journal.accept(device, offer, payload)
-            self.latest[device] = offer.round, offer.metrics
+            self.latest[device] = offer.metrics
         self._do(self.core.accepted(device, offer, reason))
 
     def _look(self, device: str, offer: Offer) -> None:

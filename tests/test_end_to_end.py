@@ -1,7 +1,6 @@
 """Real brokers, real agents, real data: what a person runs."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -218,9 +217,11 @@ def test_an_agent_on_a_full_disk_says_so_goes_on_when_there_is_space_and_loses_n
 
 
 def test_an_agent_that_dies_ends_the_demo_with_its_last_words(tmp_path: Path) -> None:
-    with brokers.start("auto", folder=tmp_path / "broker") as running:
-        with fleet.agents(["left"], running, ["--data", str(tmp_path / "nothing")], tmp_path, warm=False) as processes:
-            processes[0].wait(30)
-            with pytest.raises(RunError, match="nothing"):
-                fleet.check(processes, ["left"], tmp_path)
-    shutil.rmtree(tmp_path / "broker")
+    flags = ["--data", str(tmp_path / "nothing")]
+    with (
+        brokers.start("auto", folder=tmp_path / "broker") as running,
+        fleet.agents(["left"], running, flags, tmp_path, warm=False) as processes,
+    ):
+        processes[0].wait(30)
+        with pytest.raises(RunError, match="nothing"):
+            fleet.check(processes, ["left"], tmp_path)
