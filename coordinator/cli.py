@@ -16,6 +16,12 @@ _EXIT_CODES = (
     """exit codes: 0 done, 2 wrong flag, key or data, 3 no broker, 4 disk or device, 5 run failed, 130 Ctrl-C"""
 )
 _TABLES = ("run", "algorithm", "data")
+# What the watch data and its small model train well with, on either side of a comparison.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "run": {"rounds": 15},
+    "algorithm": {"lr": 0.05, "local-steps": 20, "batch-size": 16},
+    "data": {},
+}
 _DEMO_EXAMPLES = """examples:
   edge-coordinator demo
   edge-coordinator demo --rounds 20 --labels-per-class 5
@@ -104,7 +110,7 @@ def _add_demo(commands: Any) -> None:
 def _demo(options: argparse.Namespace) -> None:
     from edge_runtime.coordinator.demo import demo
 
-    tables = _tables(options)
+    tables = _tables(options, _DEFAULTS)
     tables["data"] = {**data_table(options), **tables["data"]}
     _finish(demo(tables, options.runs, options.broker, options.warm, not options.no_baseline), options.json)
 
@@ -128,7 +134,7 @@ def _simulate(options: argparse.Namespace) -> None:
     from edge_runtime.coordinator.demo import simulated
     from edge_runtime.transport import Faults
 
-    tables = _tables(options)
+    tables = _tables(options, _DEFAULTS)
     tables["data"] = {**data_table(options), **tables["data"]}
     faults = Faults(options.drop, options.duplicate, options.delay)
     where = (options.backend, options.accelerator)
