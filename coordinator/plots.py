@@ -67,7 +67,7 @@ def svgs(report: Report) -> dict[str, str]:
         with _style():
             from matplotlib.figure import Figure
 
-            figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+            figure = Figure(figsize=(5.4, 3.6), layout="constrained")
             draw(figure.add_subplot(), report)
             drawn[title] = _svg(figure)
     return drawn
@@ -174,7 +174,7 @@ def _memory_per_device(axes: "Axes", report: Report) -> None:
     layers += (("trainer_peak_rss_bytes", TRAINER, "trainer, peak"),)  # type: ignore[assignment]
     known = [device for device in report["devices"] if any(device[name] is not None for name, _, _ in layers)]
     if not known:
-        _nothing(axes, "memory was not metered\n(devices that are simulated share one process)")
+        _nothing(axes, "memory was not metered")
         return
     floors = [0.0] * len(known)
     width = 0.8 if len(known) <= _MAX_NAMED else 1.0
@@ -187,7 +187,7 @@ def _memory_per_device(axes: "Axes", report: Report) -> None:
     axes.set_ylim(0, 1.22 * max(floors))
     axes.set_ylabel("resident memory (MB)")
     axes.grid(visible=False, axis="x")
-    axes.legend(loc="upper center", ncols=3, handlelength=1, columnspacing=1.2)
+    axes.legend(loc="upper center", ncols=3, handlelength=1, columnspacing=1.2, borderaxespad=0.1)
 
 
 def _name_devices(axes: "Axes", ids: list[str]) -> None:
@@ -238,13 +238,13 @@ def _scaled(value: float | None, unit: float) -> float | None:
 def _whole_numbers(axes: "Axes") -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _finish_accuracy(axes: "Axes") -> None:
     axes.set_ylabel("accuracy (%)")
     if axes.lines:
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)  # below, where it covers no curve
         axes.set_ylim(top=min(100.5, axes.get_ylim()[1]))
     else:
         _nothing(axes, "no accuracies were reported")

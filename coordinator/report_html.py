@@ -12,7 +12,7 @@ from edge_runtime.coordinator.report import Report
 def page(report: Report) -> str:
     """Write the whole page."""
     style = Path(__file__).with_name("report.css").read_text("utf-8")
-    title = f"{report['algorithm']} on {len(report['devices'])} devices"
+    title = f"{report['algorithm']} on {units.counted(len(report['devices']), 'device')}"
     figures = "".join(_figure(name, svg) for name, svg in plots.svgs(report).items())
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -28,7 +28,7 @@ def page(report: Report) -> str:
 
 def _lead(report: Report) -> str:
     model, times = report["model"], report["times"]
-    parts = [f"{report['rounds']} rounds", f"{model['name']}, {model['parameters']:,} parameters"]
+    parts = [units.counted(report["rounds"], "round"), f"{model['name']}, {model['parameters']:,} parameters"]
     parts += [f"broker: {report['broker']}"] if report["broker"] else []
     parts += [f"took {units.duration(times['wall_s'])}"] if times["wall_s"] else []
     return " · ".join(parts)
@@ -53,7 +53,7 @@ def _tiles(report: Report) -> Iterator[str]:
         yield _tile(f"Bytes {direction} per device and round", units.size(figures[key]["mean"]), note, gain)
     peak, idle = figures["peak_rss_bytes"]["mean"], figures["idle_rss_bytes"]["mean"]
     if peak is None:
-        yield _tile("Memory of a device", "–", "not metered in a simulation")
+        yield _tile("Memory of a device", "–", "not metered")
     else:
         yield _tile("Memory of a device at its peak", units.size(peak), f"{units.size(idle)} when idle")
 

@@ -22,7 +22,7 @@ _SECTION_ENDS = {"accuracy_personal", "socket_bytes_down"}
 
 def summary_table(report: Report) -> Table:
     """Lay out the end of a run for the terminal: means and spread, beside the baselines."""
-    table = Table(title=f"{report['algorithm']}: {len(report['devices'])} devices, {report['rounds']} rounds")
+    table = Table(title=_title(report))
     table.add_column("per device")
     for name in (report["algorithm"], *report["baselines"]):
         table.add_column(name, justify="right")
@@ -38,6 +38,11 @@ def summary_table(report: Report) -> Table:
     )
     table.caption = "; ".join(f"accuracy of the personal models: {gain}" for gain in gains) or None
     return table
+
+
+def _title(report: Report) -> str:
+    devices, rounds = units.counted(len(report["devices"]), "device"), units.counted(report["rounds"], "round")
+    return f"{report['algorithm']}: {devices}, {rounds}"
 
 
 def cells(report: Report, name: str) -> list[str]:

@@ -12,6 +12,11 @@ def size(size_bytes: float | None) -> str:
     return f"{value:.{digits}f} {units[0]}"
 
 
+def counted(count: int, what: str) -> str:
+    """Write a count: `1 device`, `20 devices`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def percent(part: float | None) -> str:
     """Write a part of 1: `83.4 %`."""
     return "–" if part is None else f"{100 * part:.1f} %"
