@@ -7,6 +7,7 @@ amqtt 0.12.1 is a pure Python broker, there wherever pip is. What this guard cha
 * a client that had not given its password yet, or a wrong one, could end the session of another: who it is comes first;
 * a second client of the same id left the first one connected but deaf: the first one's connection is closed;
 * a client could claim a packet of 256 MB and have it buffered: packets have a limit;
+* a client that sent packets of a forbidden type was read on for as long as it went on, at full speed: it is hung up on;
 * a silent connection, before CONNECT or after, stayed for ever: deadlines, and keep-alive as MQTT has it (1.5 times);
 * messages for a client that does not read were kept without limit: a limit per client, then they are dropped.
 """
@@ -40,7 +41,9 @@ MAX_QUEUED_BYTES = 67_108_864
 
 
 class Reader(StreamReaderAdapter):  # type: ignore[misc]  # amqtt is untyped
-    """Reads only what is small enough and comes in time."""
+    """Reads only what is small enough and comes in time, and nothing once it was told to stop."""
+
+    stopped = False
 
     async def read(self, n: int = -1) -> bytes:
         """Read exactly `n` bytes.
@@ -48,7 +51,9 @@ class Reader(StreamReaderAdapter):  # type: ignore[misc]  # amqtt is untyped
         Raises:
             ConnectionAbortedError: too many, or too slow. amqtt swallows other errors, and gets out of step.
         """
-        if not 0 <= n <= MAX_PACKET_BYTES:  # -1 would read until the client has sent enough to fill the memory
+        if self.stopped:
+            raise ConnectionAbortedError("the client is gone")
+        if n > MAX_PACKET_BYTES:
             raise ConnectionAbortedError(f"a packet of {n} bytes; the limit is {MAX_PACKET_BYTES}")
         if n <= 1:
             return bytes(await super().read(n))  # between packets: the keep-alive watches over this
@@ -67,6 +72,12 @@ class Handler(BrokerProtocolHandler):  # type: ignore[misc]
     def handle_read_timeout(self) -> None:
         """Take a client that has been silent for too long as gone."""
         self._closing = asyncio.ensure_future(self.handle_connection_closed())
+
+    async def handle_connection_closed(self) -> None:
+        """End the connection, whatever the client had still to say."""
+        if isinstance(self.reader, Reader):
+            self.reader.stopped = True
+        await super().handle_connection_closed()
 
     async def mqtt_publish(
         self, topic: str, data: bytes | bytearray, qos: int | None, retain: bool, ack_timeout: int | None = None

@@ -1,5 +1,7 @@
 """Where a broker is, who we are there, and how to say what is wrong with either."""
 
+import contextlib
+import select
 import socket
 import ssl
 from dataclasses import dataclass, field
@@ -7,6 +9,7 @@ from dataclasses import dataclass, field
 from edge_runtime.errors import ConfigError
 
 CONNECT_S = 5.0
+_MOMENT_S = 0.3
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,37 @@ class Link:
     def address(self) -> str:
         """The broker as a person would write it."""
         return f"{self.host}:{self.port}"
+
+
+class Witness:
+    """A second, silent TCP connection to the broker: it tells why the first one was closed.
+
+    MQTT 3.1.1 has no word for "somebody else has come with your id". But a broker that dies takes all connections
+    along, and one that prefers somebody else closes only one.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._address = link.host, link.port
+        self._socket: socket.socket | None = None
+
+    def open(self) -> None:
+        """Connect; if that fails there is no witness."""
+        self.close()
+        with contextlib.suppress(OSError):
+            self._socket = socket.create_connection(self._address, CONNECT_S)
+
+    def stands(self) -> bool:
+        """Say whether the connection is still there, a moment after the other one went."""
+        if self._socket is None:
+            return False
+        closed, _, _ = select.select([self._socket], [], [], _MOMENT_S)
+        return not closed  # a broker never speaks first, so that only the end of the connection can be read
+
+    def close(self) -> None:
+        """Send the witness away."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
 
 def tls_context(link: Link) -> ssl.SSLContext:

@@ -25,7 +25,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_runtime.errors import ConfigError, LinkError
-from edge_runtime.link import CONNECT_S, Link, tls_context, why_unreachable
+from edge_runtime.link import CONNECT_S, Link, Witness, tls_context, why_unreachable
 from edge_runtime.socket_bytes import SocketBytes
 from edge_runtime.transport import Connected, Receive, Traffic
 
@@ -59,13 +59,14 @@ class Mqtt:
         self._topics: list[str] = []
         self._receive: Receive = lambda topic, payload: None
         self._connected: Connected = lambda up: None
-        self._up = False
+        self._up = self._was_up = False
         self._trouble = ""
         self._up_since_s = 0.0
         self._lock = threading.Lock()
         self._waiting: deque[int] = deque()
         self._waiting_bytes = 0
         self._bytes = SocketBytes()
+        self._witness = Witness(link)
         self._started, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
         self._client = self._make_client()
@@ -81,7 +82,7 @@ class Mqtt:
         # The network thread has deadlines of its own; this one is for a name server that does not answer.
         if not self._started.wait(2 * CONNECT_S + _ANSWER_S):
             self._trouble = f"no broker answers at {self._link.address} (no answer in time): check -h and -p"
-        if not self._up and self._trouble:
+        if not self._was_up:
             self.close()
             raise LinkError(self._trouble)
 
@@ -162,8 +163,10 @@ class Mqtt:
         try:
             self._keep_connected()
         finally:
-            if not self._closing.is_set() and self.error is None and self._started.is_set():
-                self.error = LinkError(f"the link to {self._link.address} died of a fault in its own program")
+            self._witness.close()
+            self._trouble = self._trouble or f"the link to {self._link.address} ended by a fault in its own program"
+            if self._was_up and not self._closing.is_set() and self.error is None:
+                self.error = LinkError(self._trouble)
             self._up = False
             self._started.set()
 
@@ -171,11 +174,12 @@ class Mqtt:
         attempts = takeovers = 0
         while not self._closing.is_set():
             lived_s = self._connect_once()
-            if self._closing.is_set() or not self._started.is_set():
+            if self._closing.is_set() or not self._was_up:
                 return
             # A short life counts as a failed attempt: two clients in a fight must not speed each other up.
             attempts = 0 if lived_s >= _STABLE_S else attempts + 1
-            takeovers = takeovers + 1 if 0 < lived_s < _STABLE_S and self._answers() else 0
+            takeovers = takeovers + 1 if 0 < lived_s < _STABLE_S and self._witness.stands() else 0
+            self._witness.close()
             if takeovers >= _TAKEOVERS:
                 self.error = LinkError(
                     f"the broker at {self._link.address} closed {takeovers} connections in a row right after they were "
@@ -185,6 +189,8 @@ class Mqtt:
             log.info("%s; trying again", self._trouble or f"the link to {self._link.address} was lost")
             longest_s = min(self._link.max_retry_s, self._link.retry_s * 2 ** min(max(attempts - 1, 0), 16))
             self._closing.wait(random.uniform(0, longest_s))  # noqa: S311  # jitter, no secret
+            if 0 < lived_s < _STABLE_S:
+                self._witness.open()
 
     def _connect_once(self) -> float:
         """Connect and serve until the connection ends; return how long it was up, in seconds (0: never)."""
@@ -199,6 +205,9 @@ class Mqtt:
             if not self._up_since_s and time.monotonic() > deadline_s:
                 self._trouble = f"{self._link.address} does not answer as an MQTT broker would: check -h and -p"
                 break
+            if self._up_since_s and time.monotonic() - self._up_since_s > _STABLE_S:
+                self._witness.close()
+        self._hang_up()  # where the loop was left early
         self._lost()
         if not self._up_since_s and not self._trouble:
             self._trouble = f"{self._link.address} closed the connection: is it an MQTT broker, and without TLS?"
@@ -221,14 +230,6 @@ class Mqtt:
                 sock.shutdown(socket.SHUT_RDWR)
             except OSError as error:
                 log.debug("the connection was closed already: %s", error)
-
-    def _answers(self) -> bool:
-        """Say whether the broker is there this very moment: it threw us out, and did not go down itself."""
-        try:
-            socket.create_connection((self._link.host, self._link.port), CONNECT_S).close()
-        except OSError:
-            return False
-        return True
 
     def _lost(self) -> None:
         with self._lock:
@@ -259,7 +260,7 @@ class Mqtt:
             self._ready()
 
     def _ready(self) -> None:
-        self._up_since_s, self._up = time.monotonic(), True
+        self._up_since_s, self._up, self._was_up = time.monotonic(), True, True
         self._guard(self._connected)(True)
         self._started.set()
 

@@ -76,11 +76,15 @@ def server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
             with contextlib.suppress(OSError):
                 while True:
                     held.append(listener.accept()[0])
-                    with contextlib.suppress(OSError):  # a client that only looked whether we are there
-                        answer(held[-1])
+                    threads.append(threading.Thread(target=speak, args=(held[-1],), daemon=True))
+                    threads[-1].start()
 
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
+        def speak(connection: socket.socket) -> None:
+            with contextlib.suppress(OSError):  # a client that went away
+                answer(connection)
+
+        threads = [threading.Thread(target=serve, daemon=True)]
+        threads[0].start()
         try:
             yield listener.getsockname()[1]
         finally:
@@ -88,7 +92,8 @@ def server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
             for connection in held:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
-            thread.join()
+            for thread in threads:
+                thread.join()
             for connection in held:
                 connection.close()
 
