@@ -155,7 +155,7 @@ def _start(options: argparse.Namespace) -> None:
 
     tables = _tables(options, {"run": {"fleet": options.fleet}})
     folder = options.folder or options.runs / time.strftime("%Y%m%d-%H%M%S")
-    connection = link(options, f"coordinator-{tables['run']['fleet']}")
+    connection = link(options, f"_coordinator-{tables['run']['fleet']}")
     _finish(coordinate(tables, connection, folder, options.runs), options.json)
 
 

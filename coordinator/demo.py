@@ -40,7 +40,7 @@ def demo(tables: Tables, runs: Path, broker: str, warm: bool, baseline: bool) ->
         brokers.start(broker, folder=folder / "broker") as running,
         fleet.agents(names, running, _flags(settings), folder, warm) as processes,
     ):
-        connection = Link(running.host, running.port, "coordinator")
+        connection = Link(running.host, running.port, "_coordinator")
         for run in plans:
 
             def alive() -> None:

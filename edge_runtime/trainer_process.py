@@ -15,6 +15,7 @@ from typing import Any
 
 from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.message import Task
+from edge_runtime.processes import die_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,8 @@ class ProcessTrainer:
                 [sys.executable, "-m", "edge_runtime.trainer"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for the agent, which then ends its trainer
+                preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, looked up before the fork
             )
         except OSError as error:
             raise DeviceError(f"a trainer process cannot be started: {error.strerror}") from error
