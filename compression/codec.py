@@ -15,10 +15,10 @@ A section is one byte that names its kind, then its content:
     "b"     4+n   u32 n, then n bytes
     "v"           float32 vector: u32 count, then its four byte planes, least significant first. Plane k holds byte k of
                   every value. It is one byte 0 and `count` bytes as they are; or one byte 1, a u32 length and a
-                  zstandard frame of that length that holds `count` bytes; whichever is smaller.
+                  zstandard frame (`frames.py`) of that length that holds `count` bytes; whichever is smaller.
 
 The planes of sign and exponent compress, those of the mantissa hardly do. A reader bounds every count by what it is
-ready to hold (`max_values`) and by the bytes that really are there, before it allocates anything.
+ready to hold (`max_sections`, `max_values`) and by the bytes that really are there, before it allocates anything.
 
 A state (`encode_state`) is a container of pairs: a name as a "b" section in UTF-8, then its value.
 """
@@ -40,14 +40,19 @@ _INT, _FLOAT, _SIZE = struct.Struct("<q"), struct.Struct("<d"), struct.Struct("<
 
 
 def encode(values: Sequence[Value]) -> bytes:
-    """Encode at most 255 values; the inverse of `decode`. The same values always give the same bytes."""
+    """Encode at most 255 values; the inverse of `decode`.
+
+    The same values give the same bytes (under one version of zstandard).
+    """
     if len(values) > _MAX_SECTIONS:
         raise ValueError(f"{len(values)} values, at most {_MAX_SECTIONS} fit")
     return b"".join([_HEAD, bytes([len(values)]), *(_encode(value) for value in values)])
 
 
-def decode(data: bytes, max_values: int) -> list[Value]:
-    """Decode hostile bytes whose vectors hold at most `max_values` values each.
+def decode(data: bytes, max_values: int, max_sections: int = _MAX_SECTIONS) -> list[Value]:
+    """Decode hostile bytes into at most `max_sections` values, of which vectors hold at most `max_values` values each.
+
+    The two bound the memory that a few bytes can claim: say both where the sender is not trusted.
 
     Raises:
         DecodeError: anything but exactly one well-formed container.
@@ -55,7 +60,10 @@ def decode(data: bytes, max_values: int) -> list[Value]:
     reader = _Reader(data)
     if reader.take(len(_HEAD)) != _HEAD:
         raise DecodeError("container: not ours, or of another version")
-    values = [_decode(reader, max_values) for _ in range(reader.take(1)[0])]
+    sections = reader.take(1)[0]
+    if sections > max_sections:
+        raise DecodeError(f"container: {sections} sections, at most {max_sections} are expected")
+    values = [_decode(reader, max_values) for _ in range(sections)]
     if reader.left:
         raise DecodeError(f"container: {reader.left} bytes too many")
     return values

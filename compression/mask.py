@@ -3,9 +3,9 @@
 A bit vector whose length n both sides know is one byte that names its coding, then:
 
     0   n bits packed into bytes, most significant first, the last byte filled up with zeros
-    1   a zstandard frame of the same
-    2   one byte b, the rarer bit; u32 count of it; u32 length of the gap bytes; a zstandard frame of them. A gap is the
-        number of other bits before each rarer one: g // 255 bytes of 255, then one byte g % 255
+    1   a zstandard frame (`frames.py`) of the same
+    2   one byte b, the rarer bit; u32 count of it, at most n / 2; u32 length of the gap bytes; a zstandard frame of
+        them. A gap g is the number of other bits before each rarer one: g // 255 bytes of 255, then one byte g % 255
 
 A change from a mask that both sides hold is one byte that names its form, then:
 
@@ -14,8 +14,9 @@ A change from a mask that both sides hold is one byte that names its form, then:
     2   old XOR new as a bit vector
     3   u32 length of the first, then two bit vectors: which of the active were dropped, which inactive ones grown
 
-The smallest is taken each time. A mask from a seed is defined by the raw 64-bit draws of PCG64, which numpy keeps
-stable for ever, not by its sampling functions, which may change.
+Integers are little-endian. The smallest is taken each time, the first of equals. A mask from a seed is defined by the
+raw 64-bit draws of PCG64, started by numpy's SeedSequence from the seed as a little-endian integer. numpy promises the
+same draws for ever (NEP 19), but not the same results of its sampling functions.
 """
 
 import struct
@@ -134,7 +135,7 @@ def _decode_gaps(data: bytes, size: int) -> Bits:
     if len(data) < 1 + _GAPS.size:
         raise DecodeError("mask: it ends too early")
     rarer, count, length = _GAPS.unpack_from(data, 1)
-    if rarer > 1 or count > size or length > count + size // 255:
+    if rarer > 1 or 2 * count > size or length > count + size // 255:
         raise DecodeError("mask: it claims more gaps than fit")
     coded = np.frombuffer(frames.unpack(data[1 + _GAPS.size :], length), np.uint8)
     ends = coded != 255

@@ -206,7 +206,7 @@ def decode(data: bytes, kind: type[M], layout: Layout) -> M:
     """
     hints = typing.get_type_hints(kind)
     fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    values = codec.decode(data, max_values=layout.size)
+    values = codec.decode(data, max_values=layout.size, max_sections=len(fields))
     if len(values) != len(fields):
         raise DecodeError(f"{kind.__name__}: {len(values)} fields where {len(fields)} are expected")
     for name, value in zip(fields, values, strict=True):
@@ -229,7 +229,7 @@ def decode_evaluation(data: bytes, layout: Layout) -> tuple[bytes, Flat | None]:
     Raises:
         DecodeError: malformed.
     """
-    values = codec.decode(data, max_values=layout.size)
+    values = codec.decode(data, max_values=layout.size, max_sections=2)
     shared = values[1] if len(values) == 2 else None
     if not 1 <= len(values) <= 2 or not isinstance(values[0], bytes):
         raise DecodeError("evaluation: not a Down and a shared model")

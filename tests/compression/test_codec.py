@@ -1,4 +1,6 @@
 import struct
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Sequence
 from typing import Any
@@ -112,6 +114,18 @@ def test_a_claim_that_does_not_hold_costs_nothing(data: bytes) -> None:
         tracemalloc.stop()
 
 
+def test_more_sections_than_expected_are_refused_before_one_is_opened() -> None:
+    data = codec.encode([np.zeros(1_000_000, np.float32)] * 255)
+    assert len(data) < 255 * 4 * 200
+    tracemalloc.start()
+    try:
+        with pytest.raises(DecodeError, match="255 sections, at most 3"):
+            codec.decode(data, max_values=1_000_000, max_sections=3)
+        assert tracemalloc.get_traced_memory()[1] < 200_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_vector_longer_than_expected_is_refused() -> None:
     with pytest.raises(DecodeError, match="at most 999"):
         codec.decode(codec.encode([SMOOTH]), max_values=999)
@@ -131,3 +145,46 @@ def test_a_frame_is_opened_only_if_it_holds_exactly_what_is_expected() -> None:
     for bad, size in ((frame, 99), (frame, 101), (frame + frame, 100), (frame[:-1], 100), (b"", 0), (unknown, 100)):
         with pytest.raises(DecodeError):
             frames.unpack(bad, size)
+
+
+@pytest.mark.parametrize("claim", [300, 1_000_000])
+def test_a_frame_that_holds_more_than_it_claims_costs_no_more_than_it_claims(claim: int) -> None:
+    block = struct.pack("<I", 1 << 1 | (128 * 1024) << 3)[:3] + b"\x00"
+    last = struct.pack("<I", 1 | 1 << 1 | (128 * 1024) << 3)[:3] + b"\x00"
+    window_128_kib, size_in_4_bytes = bytes([7 << 3]), bytes([0b10 << 6])
+    bomb = b"\x28\xb5\x2f\xfd" + size_in_4_bytes + window_128_kib + struct.pack("<I", claim) + block * 3000 + last
+    assert len(bomb) < 12_100
+    grown = in_own_process(
+        "import resource, sys\n"
+        "from edge_runtime.compression import frames\n"
+        "from edge_runtime.compression.errors import DecodeError\n"
+        "data, peak = sys.stdin.buffer.read(), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "frames.unpack(frames.pack(bytes(claim := int(sys.argv[1]))), claim)\n"
+        "before = peak()\n"
+        "try: frames.unpack(data, claim)\n"
+        "except DecodeError: print(peak() - before)\n",
+        str(claim),
+        bomb,
+    )
+    assert int(grown) < 4096  # KiB; 390,000 if the frame is read as a stream
+
+
+def in_own_process(code: str, argument: str, stdin: bytes) -> bytes:
+    """Run Python code by itself: a peak of memory belongs to a whole process, and to all tests before this one."""
+    return subprocess.run([sys.executable, "-c", code, argument], input=stdin, capture_output=True, check=True).stdout
+
+
+def test_a_few_bytes_that_claim_more_than_any_frame_of_their_size_holds_are_refused_unopened() -> None:
+    frame = frames.pack(bytes(100_000_000))
+    with pytest.raises(DecodeError, match="cannot hold"):
+        frames.unpack(frame[:20], 100_000_000)
+    assert frames.unpack(frame, 100_000_000) == bytes(100_000_000)
+
+
+def test_no_content_has_one_frame() -> None:
+    assert frames.pack(b"") == bytes.fromhex("28b52ffd2000010000")
+    assert frames.unpack(frames.pack(b""), 0) == b""
+    skippable = struct.pack("<II", 0x184D2A50, 0)
+    for bad in (b"", skippable, frames.pack(b"") + b"x", frames.pack(b"x")):
+        with pytest.raises(DecodeError):
+            frames.unpack(bad, 0)

@@ -43,7 +43,24 @@ def test_large_masks_of_every_density_come_back(density: float) -> None:
 @pytest.mark.parametrize("density", [0.5, 0.2, 0.1, 0.05])
 def test_a_random_mask_costs_little_more_than_its_entropy(density: float) -> None:
     size = 1_000_000
-    assert len(mask.encode(random_mask(size, density))) <= 1.05 * entropy_bytes(size, density)
+    assert len(mask.encode(random_mask(size, density))) <= 1.02 * entropy_bytes(size, density)
+
+
+@pytest.mark.parametrize("density", [0.5, 0.2, 0.1, 0.05, 0.01])
+def test_a_small_random_mask_costs_its_entropy_and_a_hundred_bytes_at_most(density: float) -> None:
+    size = 34_000
+    assert len(mask.encode(random_mask(size, density))) <= 1.01 * entropy_bytes(size, density) + 100
+
+
+def test_a_random_swap_costs_little_more_than_the_choice_of_what_goes_and_what_comes() -> None:
+    rng, old = np.random.default_rng(0), mask.from_seed(bytes(16), [1_000_000], [100_000])
+    new = old.copy()
+    new[rng.choice(np.flatnonzero(old), 5_000, replace=False)] = False
+    new[rng.choice(np.flatnonzero(~old), 5_000, replace=False)] = True
+    least = entropy_bytes(100_000, 5 / 100) + entropy_bytes(900_000, 5 / 900)
+    data = mask.encode_change(old, new)
+    assert data[:1] == b"\x03"
+    assert len(data) <= 1.03 * least
 
 
 def test_a_small_change_costs_less_than_a_whole_mask() -> None:
@@ -110,12 +127,13 @@ def test_a_flipped_byte_raises_nothing_but_a_decode_error(place: int, change: in
         b"\x02" + struct.pack("<BII", 1, 5, 2**32 - 1) + frames.pack(b"\xff"),
         b"\x02" + struct.pack("<BII", 1, 1, 1) + frames.pack(b"\xfe"),
         b"\x02" + struct.pack("<BII", 1, 0, 2) + frames.pack(b"\xff\xff"),
+        b"\x02" + struct.pack("<BII", 1, 5, 5) + frames.pack(bytes(5)),
         b"\x01" + frames.pack(bytes(10_000_000)),
         b"\x00\xff\xff",
         b"\x07",
         b"",
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_a_claim_that_does_not_hold_costs_nothing(data: bytes) -> None:
     tracemalloc.start()
