@@ -136,7 +136,7 @@ class RoundsCore:
         self.plan = plan
         self.progress = progress
         self.online: set[str] = set()
-        """Devices that said hello, and have not missed a deadline since."""
+        """Devices that were heard of since the start, and have not missed a deadline since."""
         self.refused: dict[str, str] = {}
         """Reason of every device of the cohort that cannot take part in this round."""
         self.doing: dict[str, str] = {}
@@ -208,6 +208,8 @@ class RoundsCore:
     def handle(self, device: str, message: Message) -> list[Action]:
         """Take a message from a device; what is not for a coordinator, or not now, gives no action."""
         self._silence[device] = 0
+        if device in self.progress.known:
+            self.online.add(device)  # whatever it says, it is back
         match message:
             case Hello():
                 return self._on_hello(device)

@@ -63,12 +63,10 @@ def test_a_round_closes_without_a_device_that_vanished_and_the_device_rejoins(
     broker: brokers.Broker, tmp_path: Path
 ) -> None:
     link = Link(broker.host, broker.port, "coordinator")
-    answered: dict[int, int] = {}
     with fleet.agents(NAMES, broker, FLAGS, tmp_path, warm=False) as agents:
 
         def watch(coordinator: Coordinator) -> None:
             round_ = coordinator.core.progress.round
-            answered[round_] = max(answered.get(round_, 0), len(coordinator.core.progress.accepted))
             if round_ == 1 and not stopped:
                 agents[0].send_signal(signal.SIGSTOP)
                 stopped.append(round_)
@@ -77,11 +75,11 @@ def test_a_round_closes_without_a_device_that_vanished_and_the_device_rejoins(
                 stopped.append(round_)
 
         stopped: list[int] = []
-        run = a_run(rounds=6, quorum=0.6, deadline_s=4.0)
+        run = a_run(rounds=10, quorum=0.6, deadline_s=4.0)
         outcome = session.over_mqtt(run, link, tmp_path / "run", broker.kind, watch)
     took_part = {row.round for row in outcome.rows if row.device == NAMES[0]}
     assert 2 not in took_part
-    assert 5 in took_part
+    assert max(took_part) > 2
 
 
 def test_garbage_on_every_topic_stops_neither_side(broker: brokers.Broker, tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
+import pytest
+
 from edge_runtime.coordinator.rounds import (
     Accept,
+    Action,
     Assign,
     Close,
     Finish,
@@ -13,7 +16,7 @@ from edge_runtime.coordinator.rounds import (
     SendChunks,
     Tell,
 )
-from edge_runtime.message import Blob, Chunk, Fate, Hello, Need, Offer, Refuse, Welcome
+from edge_runtime.message import Blob, Chunk, Fate, Hello, Message, Need, Offer, Refuse, Welcome
 
 DEVICES = ("a", "b", "c")
 UP = Blob("c" * 64, 70_000)
@@ -110,17 +113,22 @@ def test_at_the_deadline_a_quorum_closes_the_round_and_who_was_missing_is_not_wa
     assert core.closed() == [Sample(("a", "b"))]
 
 
-def test_a_device_that_vanished_rejoins_in_a_later_round() -> None:
-    core = opened(quorum=0.6)
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [(Hello("y"), Tell("c", Welcome("run"))), (offer(), Look("c", offer()))],
+    ids=["hello", "its late answer"],
+)
+def test_a_device_that_vanished_rejoins_in_a_later_round(said: Message, expected: Action) -> None:
+    core = opened(quorum=0.6, rounds=3)
     deliver(core, "a")
     deliver(core, "b")
     core.deadline()
     core.closed()
     core.opened(("a", "b"))
-    assert core.handle("c", Hello("y")) == [Tell("c", Welcome("run"))]
+    assert "c" not in core.online
+    assert core.handle("c", said) == [expected]
     core.progress.accepted = {"a": UP.digest, "b": UP.digest}
-    core.closed()
-    assert "c" in core.online
+    assert core.closed() == [Sample(("a", "b", "c"))]
 
 
 def test_a_device_that_lost_its_state_gets_its_task_anew() -> None:
