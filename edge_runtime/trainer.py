@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edge_runtime import algorithm, backends, config, data, losses, setup
 from edge_runtime.compression import codec
 from edge_runtime.devices import meter
@@ -65,6 +67,7 @@ def _work(job: Job, task: Task, setup_bytes: bytes, down_bytes: bytes, state_byt
     model = backends.load(job.backend, run.model, job.accelerator)
     if model.layout != Layout(run.names, run.shapes):
         raise DeviceError(f"model {run.model!r} has other tensors on this device than on the coordinator")
+    _check_fit(run.model, model, split)
     parts = algorithm.load(run.algorithm)
     settings = config.build(parts.Config, run.config, "algorithm")
     state = None if state_bytes is None else codec.decode_state(state_bytes, 4 * model.layout.size)
@@ -81,6 +84,20 @@ def _work(job: Job, task: Task, setup_bytes: bytes, down_bytes: bytes, state_byt
     if task.phase == "evaluate":
         return Outcome(metrics=metrics)
     return Outcome(algorithm.encode(up), codec.encode_state(client.state()), metrics)
+
+
+def _check_fit(name: str, model: algorithm.Model, split: data.Split) -> None:
+    """Evaluate one sample: does the model take this device's data, and can it name all its classes?"""
+    x = split.x_train[:1]
+    try:
+        outputs, _ = model.oracle.vjp(model.layout.views(np.zeros(model.layout.size, np.float32)), x)
+    except Exception as error:  # of a framework or of the user's own module: whatever they make of a wrong shape
+        reason = " ".join(str(error).split())[:200]
+        raise DeviceError(f"model {name!r} does not take samples of shape {x.shape[1:]}: {reason}") from error
+    if outputs.ndim != 2 or outputs.shape[1] < split.classes:
+        raise DeviceError(
+            f"model {name!r} gives {outputs.shape[1:]} values a sample, too few for {split.classes} classes"
+        )
 
 
 def _unpack(task: Task, down_bytes: bytes, parts: algorithm.Algorithm, layout: Layout) -> tuple[Flat | None, Any]:
