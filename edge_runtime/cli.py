@@ -58,6 +58,7 @@ def run_command(options: argparse.Namespace, program: str) -> None:
     # One thread unless asked otherwise: numpy's BLAS reads this when it is loaded, here or in a trainer.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(options.threads))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop is as orderly as Ctrl-C
     try:
         options.command(options)
     except EdgeError as error:

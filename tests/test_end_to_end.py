@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -223,3 +224,77 @@ def test_an_agent_that_dies_ends_the_demo_with_its_last_words(tmp_path: Path) ->
         processes[0].wait(30)
         with pytest.raises(RunError, match="nothing"):
             fleet.check(processes, ["left"], tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
+def test_a_stopped_demo_leaves_no_process_behind(number: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edge_runtime.coordinator.cli", "demo", "--parts", "3", "--runs", str(tmp_path)]
+    # What runs the tests may ignore SIGINT, and its children would inherit that; a terminal's programs do not.
+    command = ["env", "--default-signal=INT", *command, "--rounds", "100"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as demo:
+        assert demo.stderr is not None
+        assert "round 1/100" in demo.stderr.readline()
+        assert len(_mentioning(tmp_path)) >= 5  # the demo, its broker and three agents
+        demo.send_signal(number)
+        _, rest = demo.communicate(timeout=10)
+    assert demo.returncode == 130
+    assert rest.strip().splitlines()[-1] == "edge-coordinator: stopped"
+    assert _mentioning(tmp_path) == []
+
+
+def _mentioning(folder: Path) -> list[str]:
+    """List the command lines of all running processes that name the folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().decode(errors="replace").replace("\0", " ")
+        except OSError:  # it has just ended
+            continue
+        found += [line] if str(folder) in line else []
+    return found
+
+
+def test_of_two_agents_with_one_id_one_gives_up_and_says_why(broker: brokers.Broker, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edge_runtime.cli", "start", "--id", "twin", "-p", str(broker.port), *FLAGS]
+    logs = [tmp_path / "one.log", tmp_path / "two.log"]
+    twins = []
+    for log in logs:
+        with log.open("w") as stderr:
+            twins.append(subprocess.Popen([*command, "--store", str(log.with_suffix(""))], stderr=stderr))
+    try:
+        deadline = time.monotonic() + 30
+        while all(twin.poll() is None for twin in twins) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        codes = [twin.poll() for twin in twins]
+        assert sorted(codes, key=str) == [3, None]
+        said = logs[codes.index(3)].read_text()
+        assert "is another client connected as 'twin'?" in said.strip().splitlines()[-1]
+    finally:
+        for twin in twins:
+            twin.kill()
+            twin.wait()
+
+
+def test_two_agents_on_one_store_are_refused(tmp_path: Path, broker: brokers.Broker) -> None:
+    with fleet.agents(["left"], broker, FLAGS, tmp_path, warm=False):
+        store = tmp_path / "devices" / "left"
+        deadline = time.monotonic() + 30
+        while not (store / "lock").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        expect_one_line(agent("-p", str(broker.port), store=store), 2, str(store))
+
+
+def test_a_wrong_password_is_one_line(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("wrong")
+    with brokers.start("auto", folder=tmp_path / "broker", users={"wrist": "right"}) as running:
+        flags = ("-p", str(running.port), "-u", "wrist", "-P", str(secret), *FLAGS)
+        expect_one_line(agent(*flags, store=tmp_path / "store"), 3, "check -u and -P")
+        start = ("start", "-p", str(running.port), "-u", "wrist", "-P", str(secret), "--runs", str(tmp_path / "runs"))
+        expect_one_line(coordinator(*start), 3, "check -u and -P")
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        expect_one_line(coordinator("broker", "-p", str(port)), 2, str(port))
