@@ -1,0 +1,253 @@
+"""A model as a device gets it: two ONNX graphs and a manifest, nothing that is executable.
+
+    BUNDLE/manifest.json    what the model is, and the SHA-256 of every other file
+    BUNDLE/forward.onnx     parameters, x -> outputs, saved activations
+    BUNDLE/backward.onnx    parameters, x, saved activations, grad -> gradients of the parameters
+    BUNDLE/initial.bin      initial parameters (`compression/codec.py`); built-in models draw theirs from the run's seed
+
+In the graphs a parameter has its own name, the input is `x`, the output `outputs`, saved activations `saved.0`, ... ,
+the gradient of the output `grad` and that of a parameter `d.NAME`. The backward graph names only what it uses. Both
+hold standard operators only, and work for any batch size.
+
+`export/` writes bundles (with torch); reading one takes neither torch nor onnx.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_runtime import models
+from edge_runtime.compression import codec, frames
+from edge_runtime.errors import ConfigError, DecodeError
+from edge_runtime.tree import Flat, Layout
+
+MANIFEST, FORWARD, BACKWARD, INITIAL = "manifest.json", "forward.onnx", "backward.onnx", "initial.bin"
+MAX_BYTES = 1 << 26
+"""Largest bundle without initial parameters that is let in from the network."""
+_FORMAT = 1
+_TYPES = ("float32", "int64")
+_KEYS = {
+    "format",
+    "model",
+    "opset",
+    "ir_version",
+    "input",
+    "outputs",
+    "parameters",
+    "private",
+    "saved",
+    "memory",
+    "files",
+}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a pass over one batch holds at its peak beside the parameters and their gradients, in bytes."""
+
+    fixed: int
+    per_sample: int
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model that can be trained."""
+
+    model: str
+    layout: Layout
+    input_shape: tuple[int, ...]
+    """Without the batch, which comes first."""
+    input_type: str
+    """`float32`, or `int64` for models that begin with an embedding."""
+    outputs: int
+    """Values per sample."""
+    private: tuple[str, ...]
+    """Names of the parameters that by default stay on the device."""
+    saved: tuple[str, ...]
+    """Names of the activations that the forward graph hands to the backward graph."""
+    memory: Memory
+    opset: int
+    ir_version: int
+    forward: bytes
+    backward: bytes
+    initial: Flat | None
+    """Initial parameters [size]; None: drawn from the run's seed."""
+
+    @property
+    def shared_size(self) -> int:
+        """Count the values of the parameters that are not private."""
+        pairs = zip(self.layout.names, self.layout.sizes, strict=True)
+        return sum(size for name, size in pairs if name not in self.private)
+
+
+def files(bundle: Bundle) -> dict[str, bytes]:
+    """Write a bundle as the content of its files by name; the inverse of `from_files`."""
+    content = {FORWARD: bundle.forward, BACKWARD: bundle.backward}
+    if bundle.initial is not None:
+        content[INITIAL] = codec.encode([bundle.initial])
+    manifest = {
+        "format": _FORMAT,
+        "model": bundle.model,
+        "opset": bundle.opset,
+        "ir_version": bundle.ir_version,
+        "input": {"shape": bundle.input_shape, "type": bundle.input_type},
+        "outputs": bundle.outputs,
+        "parameters": list(zip(bundle.layout.names, bundle.layout.shapes, strict=True)),
+        "private": bundle.private,
+        "saved": bundle.saved,
+        "memory": {"fixed": bundle.memory.fixed, "per_sample": bundle.memory.per_sample},
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in content.items()},
+    }
+    return {MANIFEST: json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n", **content}
+
+
+def from_files(content: Mapping[str, bytes], where: str) -> Bundle:
+    """Check the files of a bundle against each other; the inverse of `files`.
+
+    Args:
+        content: what they hold, by name.
+        where: where they come from, for messages.
+
+    Raises:
+        ConfigError: a file is missing or damaged, or the manifest is not one.
+    """
+    if MANIFEST not in content:
+        raise ConfigError(f"{where}: holds no {MANIFEST}; make a bundle with `edge-coordinator export`")
+    try:
+        record = json.loads(content[MANIFEST])
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: {MANIFEST} is not JSON: {error}; export the model again") from error
+    try:
+        return _parse(record, content, where)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{where}: {MANIFEST} is malformed ({error}); export the model again") from error
+
+
+def _parse(record: Any, content: Mapping[str, bytes], where: str) -> Bundle:
+    if record["format"] != _FORMAT:
+        raise ConfigError(f"{where}: format {record['format']!r} of a bundle is not known here; this reads {_FORMAT}")
+    if set(record) != _KEYS:
+        raise ValueError(f"its keys are {', '.join(sorted(record))}")
+    if not {FORWARD, BACKWARD} <= set(record["files"]) <= {FORWARD, BACKWARD, INITIAL}:
+        raise ValueError(f"its files are {', '.join(sorted(record['files']))}")
+    for name, digest in record["files"].items():
+        if name not in content:
+            raise ConfigError(f"{where}: {name} is missing; export the model again")
+        if hashlib.sha256(content[name]).hexdigest() != digest:
+            raise ConfigError(f"{where}: {name} is not the file that {MANIFEST} was written for (another SHA-256)")
+    layout = Layout(
+        tuple(_text(name) for name, _ in record["parameters"]),
+        tuple(tuple(_count(size) for size in shape) for _, shape in record["parameters"]),
+    )
+    if len(set(layout.names)) != len(layout.names) or not layout.names:
+        raise ValueError("parameters must have different names")
+    if record["input"]["type"] not in _TYPES:
+        raise ValueError(f"an input of type {record['input']['type']!r}")
+    if not set(record["private"]) <= set(layout.names):
+        raise ValueError("a private name is not a parameter")
+    initial = _initial(content[INITIAL], layout, where) if INITIAL in record["files"] else None
+    return Bundle(
+        _text(record["model"]),
+        layout,
+        tuple(_count(size) for size in record["input"]["shape"]),
+        record["input"]["type"],
+        _count(record["outputs"]),
+        tuple(record["private"]),
+        tuple(_text(name) for name in record["saved"]),
+        Memory(_count(record["memory"]["fixed"], 0), _count(record["memory"]["per_sample"], 0)),
+        _count(record["opset"]),
+        _count(record["ir_version"]),
+        content[FORWARD],
+        content[BACKWARD],
+        initial,
+    )
+
+
+def _initial(data: bytes, layout: Layout, where: str) -> Flat:
+    try:
+        (values,) = codec.decode(data, layout.size, max_sections=1)
+    except (DecodeError, ValueError) as error:
+        raise ConfigError(f"{where}: {INITIAL} is damaged: {error}; export the model again") from error
+    if not isinstance(values, np.ndarray) or len(values) != layout.size or not np.isfinite(values).all():
+        raise ConfigError(f"{where}: {INITIAL} does not hold {layout.size} finite values; export the model again")
+    return values
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= 500:
+        raise ValueError(f"{value!r:.50} is not a name")
+    return value
+
+
+def _count(value: Any, least: int = 1) -> int:
+    if type(value) is not int or not least <= value < 1 << 40:
+        raise ValueError(f"{value!r:.50} is not a whole number from {least}")
+    return value
+
+
+def read(folder: Path) -> Bundle:
+    """Read a bundle's folder.
+
+    Raises:
+        ConfigError: it is not one, or damaged.
+    """
+    content = {}
+    for name in (MANIFEST, FORWARD, BACKWARD, INITIAL):
+        try:
+            content[name] = (folder / name).read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"{folder / name}: cannot be read: {error.strerror}") from error
+    return from_files(content, str(folder))
+
+
+def built_in(name: str) -> Bundle:
+    """Read the bundle of a built-in model, which comes with the package.
+
+    Raises:
+        ConfigError: there is no model of that name.
+    """
+    models.find(name)
+    return read(Path(__file__).with_name("bundles") / name)
+
+
+def pack(bundle: Bundle) -> bytes:
+    """Write a bundle without its initial parameters as one string of bytes, compressed; the inverse of `unpack`."""
+    parts: list[bytes | int] = []
+    content = files(Bundle(**{**vars(bundle), "initial": None}))
+    for name in (MANIFEST, FORWARD, BACKWARD):
+        parts += [len(content[name]), frames.pack(content[name])]
+    return codec.encode(parts)
+
+
+def unpack(data: bytes) -> Bundle:
+    """Read hostile bytes as a bundle.
+
+    Raises:
+        DecodeError: they are not one.
+    """
+    names = (MANIFEST, FORWARD, BACKWARD)
+    parts = codec.decode(data, 0, max_sections=2 * len(names))
+    content = {}
+    if len(parts) != 2 * len(names):
+        raise DecodeError(f"bundle: {len(parts)} parts")
+    for name, size, frame in zip(names, parts[::2], parts[1::2], strict=True):
+        if not isinstance(size, int) or not isinstance(frame, bytes) or not 0 <= size <= MAX_BYTES:
+            raise DecodeError(f"bundle: {name} is malformed or too large")
+        content[name] = frames.unpack(frame, size)
+    try:
+        return from_files(content, "bundle")
+    except ConfigError as error:
+        raise DecodeError(str(error)) from error
+
+
+def training_bytes(bundle: Bundle, batch: int, copies: float) -> int:
+    """Estimate what training needs over the runtime itself: `copies` vectors as large as the parameters, and a batch."""
+    return math.ceil(copies * 4 * bundle.layout.size) + bundle.memory.fixed + batch * bundle.memory.per_sample

@@ -1,0 +1,298 @@
+"""A torch module becomes two ONNX graphs: forward with saved activations, backward to the parameters' gradients.
+
+The joint computation (outputs, and gradients for a given output gradient) is traced to ATen operators with only the
+batch dimension symbolic; torch's partitioner (the min-cut of AOT autograd; Chen et al. and the functorch authors)
+decides what is saved and what is computed again; `torch.onnx` translates both halves. The `memory` knob:
+
+    "save"        keep whatever the backward half uses
+    "recompute"   let the min-cut keep as few bytes as it can without repeating a matrix product or a reduction
+    a fraction    of what "recompute" keeps, from 0 to 1: repeat expensive operators too, until that much is left
+"""
+
+import contextlib
+import logging
+import operator
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._functorch import config as functorch_config
+from torch._functorch.partitioners import default_partition, min_cut_rematerialization_partition
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from edge_runtime.bundle import Memory
+from edge_runtime.errors import ConfigError
+from edge_runtime.export import decompositions
+
+OPSET, IR_VERSION = 18, 10
+Knob = str | float
+_EXAMPLE_BATCH = 5
+"""Any number from 2 on that is not a dimension by chance; the graphs hold for every batch size."""
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The two halves as ONNX, and what they cost."""
+
+    forward: bytes
+    backward: bytes
+    saved: tuple[str, ...]
+    memory: Memory
+    outputs: int
+
+
+def export(module: torch.nn.Module, input_shape: Sequence[int], input_type: torch.dtype, memory: Knob) -> Graphs:
+    """Export a module in the mode that it is in.
+
+    Raises:
+        ConfigError: it cannot be traced, split or translated; says which operator, and where.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    joint = _trace(module, names, input_shape, input_type)
+    forward, backward = _split(joint, len(names), memory)
+    saved = _wire(forward, backward, [*names, "x"])
+    needs = Memory(*_peak(forward, backward))
+    outputs = next(node for node in joint.graph.nodes if node.op == "output").args[0][0].meta["val"].shape
+    if len(outputs) != 2:
+        raise ConfigError(f"model: its outputs have shape [batch, {', '.join(map(str, outputs[1:]))}], not [batch, n]")
+    forward_names = ([*names, "x"], ["outputs", *saved])
+    backward_names = (_inputs(backward), [f"d.{name}" for name in names])
+    return Graphs(_translate(forward, *forward_names), _translate(backward, *backward_names), saved, needs, outputs[1])
+
+
+def _trace(
+    module: torch.nn.Module, names: Sequence[str], input_shape: Sequence[int], input_type: torch.dtype
+) -> GraphModule:
+    fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+    def example(tensor: torch.Tensor, batch: bool) -> torch.Tensor:
+        kinds = [DimDynamic.DYNAMIC if batch and i == 0 else DimDynamic.STATIC for i in range(tensor.dim())]
+        return fake.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(kinds))
+
+    def joint(primals: list[torch.Tensor], tangents: list[torch.Tensor]) -> tuple[Any, Any]:
+        parameters = [value.requires_grad_() for value in primals[:-1]]
+        outputs = torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (primals[-1],))
+        if not isinstance(outputs, torch.Tensor):
+            raise ConfigError(f"model: forward gives a {type(outputs).__name__}, not one tensor")
+        grads = torch.autograd.grad([outputs], parameters, tangents, materialize_grads=True)
+        return [outputs], list(grads)
+
+    primals = [example(value.detach(), False) for value in module.parameters()]
+    x = example(torch.zeros((_EXAMPLE_BATCH, *input_shape), dtype=input_type), True)
+    try:
+        with _plain_operators(), fake:
+            shape = torch.func.functional_call(module, dict(zip(names, primals, strict=True)), (x,)).shape
+            tangent = torch.empty((x.shape[0], *shape[1:]))
+            joint_graph = make_fx(joint, tracing_mode="symbolic", decomposition_table=decompositions.table())(
+                [*primals, x], [tangent]
+            )
+    except ConfigError:
+        raise
+    except Exception as error:  # the user's module, or an operator without a symbolic form: whatever torch raises
+        raise ConfigError(f"model: cannot be traced: {_line(error)}") from error
+    joint_graph.graph.eliminate_dead_code()
+    joint_graph.recompile()
+    return joint_graph
+
+
+@contextlib.contextmanager
+def _plain_operators() -> Iterator[None]:
+    """Keep torch from choosing fused CPU kernels, which have no decomposition."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            torch.backends.mkldnn.flags(enabled=False),
+            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def _split(joint: GraphModule, parameters: int, memory: Knob) -> tuple[GraphModule, GraphModule]:
+    static = list(range(parameters))
+    if memory == "save":
+        _mark_forward(joint)
+        return default_partition(joint, None, num_fwd_outputs=1, static_lifetime_input_indices=static)
+    budget = 1.0 if memory == "recompute" else float(memory)
+    with functorch_config.patch(recompute_views=True, activation_memory_budget=budget):
+        return min_cut_rematerialization_partition(joint, None, num_fwd_outputs=1, static_lifetime_input_indices=static)
+
+
+def _mark_forward(joint: GraphModule) -> None:
+    """Put first, and mark, what the outputs need: the partitioner goes by the order of the nodes."""
+    wanted = {next(node for node in joint.graph.nodes if node.op == "output").args[0][0]}
+    first = next(node for node in joint.graph.nodes if node.op == "call_function")
+    for node in reversed(joint.graph.nodes):
+        if node in wanted:
+            wanted.update(node.all_input_nodes)
+    for node in list(joint.graph.nodes):
+        if node in wanted and node.op == "call_function":
+            node.meta["partitioner_tag"] = "is_forward"
+            if node is not first:
+                first.prepend(node)
+            else:
+                first = first.next
+    joint.recompile()
+
+
+def _wire(forward: GraphModule, backward: GraphModule, names: list[str]) -> tuple[str, ...]:
+    """Give the halves' inputs and outputs their names; gives those of the saved activations.
+
+    A size that was saved is read from the gradient's shape instead, and a parameter or x is not saved but passed again.
+    """
+    (grad,) = (node for node in backward.graph.nodes if node.op == "placeholder" and "tangents" in node.name)
+    last = [node for node in backward.graph.nodes if node.op == "placeholder"][-1]
+    for node in list(backward.graph.nodes):
+        if node.op == "placeholder" and isinstance(node.meta["val"], torch.SymInt):
+            with backward.graph.inserting_after(last):
+                size = backward.graph.call_function(torch.ops.aten.sym_size.int, (grad, 0))
+            size.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(size)
+            backward.graph.erase_node(node)
+    (output,) = (node for node in forward.graph.nodes if node.op == "output")
+    result, *others = output.args[0]
+    kept = [node for node in others if node.op != "placeholder" and not isinstance(node.meta["val"], torch.SymInt)]
+    output.args = ([result, *kept],)
+    by_name = {node.name: f"saved.{index}" for index, node in enumerate(kept)}
+    primals = [node for node in forward.graph.nodes if node.op == "placeholder"]
+    by_name |= {node.name: name for node, name in zip(primals, names, strict=True)}
+    for node in backward.graph.nodes:
+        if node.op == "placeholder":
+            node.meta["wire"] = "grad" if node is grad else by_name[node.name]
+    forward.recompile()
+    backward.recompile()
+    return tuple(f"saved.{index}" for index in range(len(kept)))
+
+
+def _inputs(graph: GraphModule) -> list[str]:
+    return [node.meta["wire"] for node in graph.graph.nodes if node.op == "placeholder"]
+
+
+def _translate(graph: GraphModule, inputs: list[str], outputs: list[str]) -> bytes:
+    """Translate to ONNX, and give inputs and outputs their names."""
+    examples, dynamic = [], []
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            value = node.meta["val"]
+            examples.append(torch.zeros([_size(n, _EXAMPLE_BATCH) for n in value.shape], dtype=value.dtype))
+            dynamic.append(
+                {i: torch.export.Dim.DYNAMIC for i, n in enumerate(value.shape) if isinstance(n, torch.SymInt)}
+            )
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                graph.eval(),
+                tuple(examples),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=tuple(dynamic),
+                verbose=False,
+            )
+    except Exception as error:  # an operator without a translation: torch.onnx raises several types of its own
+        raise ConfigError(f"model: cannot be translated to ONNX: {_line(error)}") from error
+    assert program is not None  # noqa: S101  # only without dynamo
+    _rename(program.model, inputs, outputs)
+    proto = program.model_proto
+    _check(proto)
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+def _rename(model: Any, inputs: list[str], outputs: list[str]) -> None:
+    """Name the graph's ends; what passes through unchanged gets a node, since one value cannot have two names."""
+    for value, name in zip(model.graph.inputs, inputs, strict=True):
+        value.name = f"/{name}"  # first out of the way of values inside that have the name by chance
+    for value, name in zip(model.graph.outputs, outputs, strict=True):
+        value.name = f"/{name}"
+    for value in [*model.graph.inputs, *model.graph.outputs]:
+        value.name = value.name.removeprefix("/")
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version = "edge-runtime", ""
+    model.graph.name = "graph"
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+def _check(proto: Any) -> None:
+    import onnx
+
+    onnx.checker.check_model(proto, full_check=True)
+    strange = {node.domain for node in proto.graph.node} - {"", "ai.onnx"}
+    if strange or proto.functions:
+        raise ConfigError(
+            f"model: its graph needs operators of {', '.join(sorted(strange)) or 'its own'}; none are allowed"
+        )
+
+
+def _peak(*graphs: GraphModule) -> tuple[int, int]:
+    """Bound what the graphs hold at a time: the larger peak of both, as bytes for no sample and for each."""
+    none, one = (max(_peak_of(graph, batch) for graph in graphs) for batch in (0, 1))
+    return none, one - none
+
+
+def _peak_of(graph: GraphModule, batch: int) -> int:
+    """Play a graph through, and count what is alive: inputs (but parameters) always, the rest from first to last use."""
+    nodes = list(graph.graph.nodes)
+    last: dict[Node, int] = {}
+    for place, node in enumerate(nodes):
+        for source in node.all_input_nodes:
+            last[source] = place
+    alive = peak = 0
+    for place, node in enumerate(nodes):
+        if node.op == "placeholder" and not any(
+            isinstance(n, torch.SymInt) for n in getattr(node.meta["val"], "shape", ())
+        ):
+            continue
+        alive += _bytes(node, batch)
+        peak = max(peak, alive)
+        for source in node.all_input_nodes:
+            if last[source] == place and source.op != "placeholder":
+                alive -= _bytes(source, batch)
+    return peak
+
+
+_VIEWS = {"view", "alias", "detach", "unsqueeze", "squeeze", "getitem", "sym_size", "_unsafe_view", "expand"}
+
+
+def _bytes(node: Node, batch: int) -> int:
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or node.name.rstrip("_0123456789") in _VIEWS and node.op != "placeholder":
+        if not (node.target is operator.getitem and isinstance(value, torch.Tensor)):
+            return 0
+    size = value.element_size()
+    for n in value.shape:
+        size *= _size(n, batch)
+    return size
+
+
+def _size(n: Any, batch: int) -> int:
+    """Give the size of a dimension for a batch size; every symbolic one is the batch, or a multiple of it."""
+    if not isinstance(n, torch.SymInt):
+        return int(n)
+    expression = n.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence torch.onnx, which tells of packages that are not there and of its own progress."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
