@@ -51,7 +51,7 @@ $(VENV)/.demo-stamp: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { $(create_venv); }
 	@echo 'Installing the pinned dependencies into $(VENV) (once; about a minute) ...'
 	@$(PIP) setuptools
-	@$(PIP) --no-build-isolation --editable '.[coordinator,broker]'
+	@$(PIP) --no-build-isolation --editable '.[coordinator,broker,onnx]'
 	@$(PIP) --no-deps seglearn
 	@touch $@
 
@@ -59,7 +59,7 @@ $(VENV)/.demo-stamp: pyproject.toml constraints.txt
 $(VENV)/.test-stamp: $(VENV)/.demo-stamp
 	@echo 'Installing the test tools and torch into $(VENV) (once; a few minutes) ...'
 	@$(PIP) "$$(grep '^torch==' constraints.txt)"
-	@$(PIP) --no-build-isolation --editable '.[dev,torch]'
+	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
 
 # Debian ships Python without ensurepip; its python3-pip package can stand in for it.

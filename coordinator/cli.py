@@ -1,7 +1,9 @@
 """`edge-coordinator`: what a person types on a server."""
 
 import argparse
+import importlib.util
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -9,7 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime import __version__, config
-from edge_runtime.cli import Parser, add_common, add_data, add_link, data_table, link, run_command, until_signal
+from edge_runtime.cli import (
+    Parser,
+    add_common,
+    add_compute,
+    add_data,
+    add_link,
+    compute_table,
+    data_table,
+    link,
+    run_command,
+    until_signal,
+)
 from edge_runtime.errors import ConfigError
 
 _EXIT_CODES = (
@@ -32,6 +45,12 @@ _SIMULATE_EXAMPLES = """examples:
   edge-coordinator simulate --rounds 20
   edge-coordinator simulate --data fashion-mnist --parts 100 --model lenet --set run.cohort=10
   edge-coordinator simulate --config study.toml --set algorithm.density=0.2 --json
+
+"""
+_EXPORT_EXAMPLES = """examples:
+  edge-coordinator export --model my_models:net --input 3x32x32 --out bundles/net
+  edge-coordinator export --model my_models:text --input 64 --type int64 --private 'head.*' --out bundles/text
+  edge-coordinator simulate --model bundles/net --data my_data/
 
 """
 _START_EXAMPLES = """examples:
@@ -59,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_start(commands)
     _add_broker(commands)
     _add_report(commands)
+    _add_export(commands)
     return parser
 
 
@@ -73,7 +93,7 @@ def _add_run(parser: Any) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--config", type=Path, metavar="FILE", help="TOML file with tables [run], [algorithm], [data]")
     group.add_argument("--algorithm", help="fedspa, fedavg, ditto, local, or a module of your own")
-    group.add_argument("--model", help="built-in name, or package.module:factory of a torch module of your own")
+    group.add_argument("--model", help="built-in name, folder of a bundle, or package.module:factory of a torch module")
     group.add_argument("--rounds", type=int, metavar="N", help="rounds of training")
     group.add_argument("--seed", type=int, metavar="N", help="seed of everything random")
     group.add_argument(
@@ -121,8 +141,7 @@ def _add_simulate(commands: Any) -> None:
     )
     _add_run(simulate)
     add_data(simulate)
-    simulate.add_argument("--backend", default="auto", help="what computes: auto, numpy or torch (default auto)")
-    simulate.add_argument("--accelerator", default="cpu", help="for torch: cpu or cuda (default cpu)")
+    add_compute(simulate)
     simulate.add_argument("--drop", type=float, default=0.0, metavar="P", help="probability that a message is lost")
     simulate.add_argument("--duplicate", type=float, default=0.0, metavar="P", help="... that it comes twice")
     simulate.add_argument(
@@ -131,14 +150,15 @@ def _add_simulate(commands: Any) -> None:
 
 
 def _simulate(options: argparse.Namespace) -> None:
+    from edge_runtime.compute import Compute
     from edge_runtime.coordinator.demo import simulated
     from edge_runtime.transport import Faults
 
     tables = _tables(options, _DEFAULTS)
     tables["data"] = {**data_table(options), **tables["data"]}
     faults = Faults(options.drop, options.duplicate, options.delay)
-    where = (options.backend, options.accelerator)
-    _finish(simulated(tables, options.runs, faults, where, not options.no_baseline), options.json)
+    compute = config.build(Compute, compute_table(options), "compute")
+    _finish(simulated(tables, options.runs, faults, compute, not options.no_baseline), options.json)
 
 
 def _add_start(commands: Any) -> None:
@@ -196,6 +216,45 @@ def _report(options: argparse.Namespace) -> None:
 
         plots.picture(record, options.picture)
     _finish((record, options.folder), options.json)
+
+
+def _add_export(commands: Any) -> None:
+    export = _command(
+        commands, "export", "Make a bundle of a torch module, for devices without torch", _EXPORT_EXAMPLES, _export
+    )
+    export.add_argument("--model", required=True, metavar="NAME|MODULE:FACTORY", help="what to export")
+    export.add_argument("--input", default="", metavar="SHAPE", help="shape of one sample, such as 1x28x28")
+    export.add_argument("--type", default="float32", help="of the input: float32 or int64 (default float32)")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder")
+    export.add_argument(
+        "--memory",
+        default="recompute",
+        metavar="KNOB",
+        help="save: keep every activation; recompute: compute cheap ones again (default); "
+        "or the fraction of what recompute keeps, from 0 to 1, that is to be left",
+    )
+    export.add_argument(
+        "--private", action="append", default=[], metavar="PATTERN", help="parameters that stay on the device: head.*"
+    )
+    export.add_argument("--seed", type=int, default=0, metavar="N", help="of the initial parameters (default 0)")
+    export.add_argument("--json", action="store_true", help="for scripts")
+
+
+def _export(options: argparse.Namespace) -> None:
+    missing = [name for name in ("torch", "onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]
+    if missing:
+        raise ConfigError(f"export needs {', '.join(missing)}; run: pip install 'edge-runtime[export]'")
+    command = [sys.executable, "-W", "ignore", "-m", "edge_runtime.export.bundle", options.model]
+    for name in ("input", "type", "out", "memory", "seed"):
+        command += [f"--{name}", str(getattr(options, name))]
+    for pattern in options.private:
+        command += ["--private", pattern]
+    # A process of its own: torch's memory stays out of the coordinator.
+    command += ["--json"] if options.json else []
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no reason given"]
+        raise ConfigError(lines[-1] if done.returncode == ConfigError.exit_code else f"export failed: {lines[-1]}")
 
 
 def _finish(done: tuple[dict[str, Any], Path], as_json: bool) -> None:

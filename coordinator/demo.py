@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime import config, data
+from edge_runtime.compute import Compute
 from edge_runtime.coordinator import broker as brokers
 from edge_runtime.coordinator import fleet, live, report, session
 from edge_runtime.coordinator.run import Run, RunConfig, describe, prepare
@@ -53,8 +54,8 @@ def demo(tables: Tables, runs: Path, broker: str, warm: bool, baseline: bool) ->
     return _report(outcomes, names, {"data": config.table(settings)}, folder, runs)
 
 
-def simulated(tables: Tables, runs: Path, faults: Faults, compute: tuple[str, str], baseline: bool) -> Reported:
-    """Play the runs in this process; `compute` is backend and accelerator.
+def simulated(tables: Tables, runs: Path, faults: Faults, compute: Compute, baseline: bool) -> Reported:
+    """Play the runs in this process.
 
     Raises:
         EdgeError: of whatever cannot be.
@@ -66,7 +67,7 @@ def simulated(tables: Tables, runs: Path, faults: Faults, compute: tuple[str, st
     outcomes = []
     for run in plans:
         factories = (run.config.model,)
-        scene = Scene(settings, names, config.cache_folder(), *compute, factories, faults)
+        scene = Scene(settings, names, config.cache_folder(), compute, factories, faults)
         with _watching(run, names, lambda: None) as watch:
             outcomes.append(session.in_memory(run, scene, folder / run.config.algorithm, watch))
     return _report(outcomes, names, {"data": config.table(settings)}, folder, runs)

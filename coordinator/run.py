@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_runtime import algorithm, config, models
+from edge_runtime import algorithm, bundle, config, models
 from edge_runtime.algorithm import Algorithm
 from edge_runtime.coordinator.rounds import Plan
 from edge_runtime.errors import ConfigError
@@ -23,7 +23,7 @@ class RunConfig:
 
     algorithm: str = "fedspa"
     model: str = "watch-cnn"
-    """A built-in model, or `package.module:factory` of a torch module of your own."""
+    """A built-in model, the folder of a bundle, or `package.module:factory` of a torch module of your own."""
     rounds: int = 12
     devices: int = 1
     """Devices to wait for before the first round."""
@@ -81,16 +81,22 @@ def prepare(run: RunConfig, table: dict[str, Any]) -> Run:
     fields = {field.name for field in dataclasses.fields(parts.Config)}
     table = {**table, **({"rounds": run.rounds} if "rounds" in fields else {})}
     settings = config.build(parts.Config, table, "algorithm")
-    layout, initial = _initial(run.model, run.seed)
+    model, layout, initial, graphs = _model(run.model, run.seed)
     parts.Server(settings, layout, initial, {}, run.seed)
-    description = Setup(run.algorithm, config.table(settings), run.model, layout.names, layout.shapes, run.seed)
+    description = Setup(run.algorithm, config.table(settings), model, layout.names, layout.shapes, run.seed, graphs)
     return Run(run, parts, settings, description, initial)
 
 
-def _initial(model: str, seed: int) -> tuple[Layout, Flat]:
+def _model(model: str, seed: int) -> tuple[str, Layout, Flat, bytes]:
+    """Give a model's name, tensors and initial values, and what a device needs of it that it does not have."""
+    if (Path(model) / bundle.MANIFEST).exists():
+        graphs = bundle.read(Path(model))
+        if graphs.initial is None:
+            raise ConfigError(f"{model}: this bundle has no initial parameters; name the built-in model instead")
+        return graphs.model, graphs.layout, graphs.initial, bundle.pack(graphs)
     if ":" not in model:
         spec = models.find(model)
-        return spec.layout, models.initial(spec, seed)
+        return model, spec.layout, models.initial(spec, seed), b""
     # A process of its own: torch's memory stays out of the coordinator.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.npz"
@@ -99,7 +105,7 @@ def _initial(model: str, seed: int) -> tuple[Layout, Flat]:
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise ConfigError(f"model {model!r} cannot be made: {last}")
-        return models.read_initial(path)
+        return (model, *models.read_initial(path), b"")
 
 
 def describe(run: Run) -> dict[str, Any]:

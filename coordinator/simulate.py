@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edge_runtime import trainer
 from edge_runtime.agent import Device
+from edge_runtime.compute import DEFAULT, Compute
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import Run
 from edge_runtime.coordinator.server import Coordinator
@@ -57,8 +58,7 @@ class Scene:
     """Ids of the devices, in the order of the parts."""
     cache: Path
     """Where prepared data sets are kept."""
-    backend: str = "auto"
-    accelerator: str = "cpu"
+    compute: Compute = DEFAULT
     factories: tuple[str, ...] = ()
     faults: Faults = CALM
 
@@ -90,7 +90,7 @@ def simulate(
     ticking = [coordinator.tick]
     for part, name in enumerate(scene.devices):
         part_data = replace(scene.data, part=part)
-        job = trainer.Job(name, part_data, str(scene.cache), scene.backend, scene.accelerator, scene.factories)
+        job = trainer.Job(name, part_data, str(scene.cache), scene.compute, scene.factories)
         ticking.append(_device(bus, run.config.fleet, name, job).tick)
     for event in ticking:
         _every(bus, event)

@@ -249,5 +249,5 @@ def unpack(data: bytes) -> Bundle:
 
 
 def training_bytes(bundle: Bundle, batch: int, copies: float) -> int:
-    """Estimate what training needs over the runtime itself: `copies` vectors as large as the parameters, and a batch."""
+    """Estimate what training needs beside the runtime: `copies` vectors as large as the parameters, and a batch."""
     return math.ceil(copies * 4 * bundle.layout.size) + bundle.memory.fixed + batch * bundle.memory.per_sample

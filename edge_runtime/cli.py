@@ -126,17 +126,30 @@ def _add_start(commands: Any) -> None:
     start.set_defaults(command=_start)
     start.add_argument("--id", required=True, metavar="ID", help="name of this device, unique in the fleet")
     start.add_argument("--store", type=Path, metavar="DIR", help="where this device keeps its state")
-    start.add_argument("--backend", default="auto", help="what computes: auto, numpy or torch (default auto)")
-    start.add_argument("--accelerator", default="cpu", help="for torch: cpu or cuda (default cpu)")
     start.add_argument(
         "--warm", action="store_true", help="keep the trainer process between rounds: faster, more memory"
     )
     start.add_argument(
         "--allow-model", action="append", default=[], metavar="MODULE:FACTORY", help="model code that may be imported"
     )
+    add_compute(start)
     add_data(start)
     add_link(start)
     add_common(start)
+
+
+def add_compute(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how a device computes."""
+    group = parser.add_argument_group("computing")
+    group.add_argument("--backend", default="auto", help="auto, onnx, torch or numpy (default auto)")
+    group.add_argument("--accelerator", default="cpu", help="cpu, or cuda for onnx and torch (default cpu)")
+    group.add_argument("--arena", action="store_true", help="let onnx keep freed memory: faster, more at the peak")
+
+
+def compute_table(options: argparse.Namespace) -> dict[str, Any]:
+    """Read the computing flags as a table of `compute.Compute`."""
+    table = {"backend": options.backend, "device": options.accelerator}
+    return {**table, "threads": options.threads, "arena": options.arena}
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -169,8 +182,7 @@ def _start(options: argparse.Namespace) -> None:
         "device": device,
         "data": data_table(options),
         "cache": str(config.cache_folder()),
-        "backend": options.backend,
-        "accelerator": options.accelerator,
+        "compute": compute_table(options),
         "factories": options.allow_model,
     }
     folder = options.store or config.state_folder() / "devices" / device

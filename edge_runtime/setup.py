@@ -3,9 +3,11 @@
 It is hostile input to a device: `decode` checks every field and bounds the model's size before anything is allocated.
 """
 
+import base64
+import binascii
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from edge_runtime.errors import DecodeError
@@ -26,11 +28,14 @@ class Setup:
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     seed: int
+    bundle: bytes = b""
+    """The model's graphs (`bundle.pack`), for one that is not built in. Empty: the device has the model."""
 
 
 def encode(setup: Setup) -> bytes:
     """Encode to JSON; the inverse of `decode`."""
-    return json.dumps(asdict(setup), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    record = {**asdict(replace(setup, bundle=b"")), "bundle": base64.b64encode(setup.bundle).decode()}
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def decode(data: bytes) -> Setup:
@@ -52,8 +57,12 @@ def decode(data: bytes) -> Setup:
         raise DecodeError("setup: config must hold plain values")
     if type(record["seed"]) is not int or not 0 <= record["seed"] < 2**63:
         raise DecodeError("setup: seed must be a whole number from 0 to 2^63")
+    try:
+        bundle = base64.b64decode(record["bundle"], validate=True)
+    except (TypeError, ValueError, binascii.Error) as error:
+        raise DecodeError("setup: bundle is not base64") from error
     names, shapes = _layout(record["names"], record["shapes"])
-    return Setup(record["algorithm"], config, record["model"], names, shapes, record["seed"])
+    return Setup(record["algorithm"], config, record["model"], names, shapes, record["seed"], bundle)
 
 
 def _layout(names: Any, shapes: Any) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime import algorithm, backends, config, data, losses, setup
+from edge_runtime import algorithm, backends, bundle, config, data, losses, setup
 from edge_runtime.compression import codec
+from edge_runtime.compute import DEFAULT, Compute
 from edge_runtime.devices import meter
 from edge_runtime.errors import ConfigError, DecodeError, DeviceError
 from edge_runtime.message import Blob, Task
@@ -39,8 +40,7 @@ class Job:
     device: str
     data: data.DataConfig
     cache: str
-    backend: str = "auto"
-    accelerator: str = "cpu"
+    compute: Compute = DEFAULT
     factories: tuple[str, ...] = ()
     """Models `package.module:factory` that this device is willing to import; built-in models need none."""
 
@@ -61,10 +61,10 @@ def work(job: Job, task: Task, setup_bytes: bytes, down_bytes: bytes, state_byte
 
 def _work(job: Job, task: Task, setup_bytes: bytes, down_bytes: bytes, state_bytes: bytes | None) -> Outcome:
     run = setup.decode(setup_bytes)
-    if ":" in run.model and run.model not in job.factories:
+    if ":" in run.model and not run.bundle and run.model not in job.factories:
         raise DeviceError(f"model {run.model!r} is code that this device does not allow: start it with --allow-model")
     split = data.load(job.data, Path(job.cache))
-    model = backends.load(job.backend, run.model, job.accelerator)
+    model = backends.load(job.compute, run.model, bundle.unpack(run.bundle) if run.bundle else None)
     if model.layout != Layout(run.names, run.shapes):
         raise DeviceError(f"model {run.model!r} has other tensors on this device than on the coordinator")
     _check_fit(run.model, model, split)
@@ -157,7 +157,8 @@ def _serve_task(job: Job, record: dict[str, Any], folder: Path) -> Outcome:
 
 def _job(record: dict[str, Any]) -> Job:
     settings = config.build(data.DataConfig, record["data"], "data")
-    return Job(**{**record, "data": settings, "factories": tuple(record["factories"])})
+    compute = config.build(Compute, record["compute"], "compute")
+    return Job(**{**record, "data": settings, "compute": compute, "factories": tuple(record["factories"])})
 
 
 def main() -> None:

@@ -28,11 +28,11 @@ def table() -> dict[Any, Callable[..., Any]]:
     }
 
 
-def convolution_backward(
+def convolution_backward(  # noqa: PLR0913, PLR0917  # the operator's signature
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
-    bias_sizes: Sequence[int] | None,  # noqa: ARG001  # the operator's signature
+    bias_sizes: Sequence[int] | None,  # noqa: ARG001
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
@@ -105,7 +105,7 @@ def _weight_gradient(
     return joined.permute(0, dims + 1, *range(1, dims + 1)).contiguous()
 
 
-def max_pool_backward(
+def max_pool_backward(  # noqa: PLR0913, PLR0917
     grad: Tensor,
     x: Tensor,
     kernel: Sequence[int],

@@ -11,7 +11,7 @@ decides what is saved and what is computed again; `torch.onnx` translates both h
 
 import contextlib
 import logging
-import operator
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -240,7 +240,7 @@ def _peak(*graphs: GraphModule) -> tuple[int, int]:
 
 
 def _peak_of(graph: GraphModule, batch: int) -> int:
-    """Play a graph through, and count what is alive: inputs (but parameters) always, the rest from first to last use."""
+    """Play a graph through and count what is alive: inputs but parameters always, the rest from first to last use."""
     nodes = list(graph.graph.nodes)
     last: dict[Node, int] = {}
     for place, node in enumerate(nodes):
@@ -260,18 +260,16 @@ def _peak_of(graph: GraphModule, batch: int) -> int:
     return peak
 
 
-_VIEWS = {"view", "alias", "detach", "unsqueeze", "squeeze", "getitem", "sym_size", "_unsafe_view", "expand"}
+_VIEWS = {"view", "alias", "detach", "unsqueeze", "squeeze", "sym_size", "_unsafe_view", "expand", "permute"}
 
 
 def _bytes(node: Node, batch: int) -> int:
+    """Count the bytes that a node's value takes: none if it is a view, a size, or several values in one."""
     value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor) or node.name.rstrip("_0123456789") in _VIEWS and node.op != "placeholder":
-        if not (node.target is operator.getitem and isinstance(value, torch.Tensor)):
-            return 0
-    size = value.element_size()
-    for n in value.shape:
-        size *= _size(n, batch)
-    return size
+    operator_name = getattr(node.target, "__name__", "").partition(".")[0]
+    if not isinstance(value, torch.Tensor) or operator_name in _VIEWS:
+        return 0
+    return math.prod(_size(n, batch) for n in value.shape) * value.element_size()
 
 
 def _size(n: Any, batch: int) -> int:

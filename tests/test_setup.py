@@ -1,12 +1,11 @@
 import json
-from dataclasses import asdict
 
 import pytest
 
 from edge_runtime import setup
 from edge_runtime.errors import DecodeError
 
-SETUP = setup.Setup("fedspa", {"density": 0.5, "mode": "dst"}, "watch-cnn", ("w", "b"), ((3, 4), (4,)), 7)
+SETUP = setup.Setup("fedspa", {"density": 0.5, "mode": "dst"}, "watch-cnn", ("w", "b"), ((3, 4), (4,)), 7, b"graphs")
 
 
 def test_a_setup_survives_the_wire() -> None:
@@ -28,13 +27,15 @@ def test_a_setup_survives_the_wire() -> None:
         {"seed": -1},
         {"seed": 1.0},
         {"model": 3},
+        {"bundle": "?"},
+        {"bundle": None},
         {"more": 1},
     ],
     ids=str,
 )
 def test_a_setup_with_a_wrong_field_is_refused_before_anything_is_allocated(change: dict[str, object]) -> None:
     with pytest.raises(DecodeError):
-        setup.decode(json.dumps({**asdict(SETUP), **change}).encode())
+        setup.decode(json.dumps({**json.loads(setup.encode(SETUP)), **change}).encode())
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"1", b"[" * 100_000, b"\xff"])

@@ -2,44 +2,62 @@
 
 import importlib.util
 
-from edge_runtime import models
+from edge_runtime import bundle, models
 from edge_runtime.algorithm import Model
+from edge_runtime.bundle import Bundle
+from edge_runtime.compute import Compute
 from edge_runtime.errors import ConfigError, DeviceError
 
-NAMES = ("auto", "numpy", "torch")
 
-
-def load(backend: str, model: str, device: str = "cpu") -> Model:
+def load(compute: Compute, model: str, graphs: Bundle | None = None) -> Model:
     """Make a model that can be trained.
 
     Args:
-        backend: one of `NAMES`; "auto" is numpy for built-in models on the CPU, and else torch.
+        compute: how.
         model: a name from `models.names()`, or `package.module:factory` of a torch module.
-        device: "cpu" or "cuda".
+        graphs: the model's bundle, for one that is not built in.
 
     Raises:
-        ConfigError: no such backend or model.
+        ConfigError: no such model, or the backend cannot compute it.
         DeviceError: this device lacks what the backend needs.
     """
-    if backend not in NAMES:
-        raise ConfigError(f"backend: {backend!r} is unknown (known: {', '.join(NAMES)})")
-    spec = None if ":" in model else models.find(model)
-    if backend == "auto":
-        backend = "numpy" if spec is not None and device == "cpu" else "torch"
-    if backend == "numpy":
-        return _numpy(model, spec, device)
-    if importlib.util.find_spec("torch") is None:
-        raise DeviceError(f"backend: model {model!r} needs torch here; run: pip install 'edge-runtime[torch]'")
-    from edge_runtime.backends import torch
+    own = graphs is None and ":" in model
+    spec = None if own or graphs is not None else models.find(model)
+    match compute.backend if compute.backend != "auto" else _choose(compute, spec is not None, own):
+        case "onnx" if own:
+            raise ConfigError(f"backend: onnx needs a bundle of {model!r}; make one with `edge-coordinator export`")
+        case "onnx":
+            _require("onnxruntime", model, "onnx")
+            from edge_runtime.backends import onnx
 
-    return torch.from_spec(spec, device) if spec is not None else torch.from_factory(model, device)
+            options = onnx.Options(compute.device, compute.threads, compute.arena)
+            return onnx.from_bundle(bundle.built_in(model) if graphs is None else graphs, options)
+        case "torch" if graphs is None:
+            _require("torch", model, "torch")
+            from edge_runtime.backends import torch
+
+            torch.set_threads(compute.threads)
+            return torch.from_spec(spec, compute.device) if spec else torch.from_factory(model, compute.device)
+        case "numpy" if spec is not None:
+            if compute.device != "cpu":
+                raise DeviceError(f"backend: numpy computes only on the CPU, not on {compute.device!r}; use another")
+            from edge_runtime.backends import numpy
+
+            return numpy.from_spec(spec)
+        case other:
+            raise ConfigError(f"backend: {other} cannot compute {model!r}; use --backend {'torch' if own else 'onnx'}")
 
 
-def _numpy(model: str, spec: models.ModelSpec | None, device: str) -> Model:
-    if spec is None:
-        raise ConfigError(f"backend: numpy computes only built-in models, not {model!r}; use --backend torch")
-    if device != "cpu":
-        raise DeviceError(f"backend: numpy computes only on the CPU, not on {device!r}; use --backend torch")
-    from edge_runtime.backends import numpy
+def _choose(compute: Compute, built_in: bool, own: bool) -> str:
+    if own or (compute.device == "cuda" and _has("torch") and built_in):
+        return "torch"
+    return "numpy" if built_in and compute.device == "cpu" and not _has("onnxruntime") else "onnx"
 
-    return numpy.from_spec(spec)
+
+def _has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _require(package: str, model: str, extra: str) -> None:
+    if not _has(package):
+        raise DeviceError(f"backend: model {model!r} needs {package} here; run: pip install 'edge-runtime[{extra}]'")

@@ -26,7 +26,7 @@ class TorchOracle:
 
     def __init__(self, module: torch.nn.Module, device: str) -> None:
         self._device = _device(device)
-        self._module = _freeze_statistics(module).eval().to(self._device)
+        self._module = prepare(module).to(self._device)
 
     def vjp(self, params: Tree, x: NDArray[Any]) -> tuple[NDArray[np.float32], Pullback]:
         """Evaluate the model; see `algorithm.Oracle`."""
@@ -50,14 +50,24 @@ class TorchOracle:
         return torch.from_numpy(array).to(self._device)
 
 
+def set_threads(number: int) -> None:
+    """Let torch compute with so many threads in this process."""
+    torch.set_num_threads(number)
+
+
 def from_spec(spec: ModelSpec, device: str) -> Model:
     """Make a built-in model.
 
     Raises:
         DeviceError: CUDA is asked for and absent.
     """
+    return Model(spec.layout, TorchOracle(module_of(spec), device))
+
+
+def module_of(spec: ModelSpec) -> torch.nn.Module:
+    """Build a built-in model as a torch module, with torch's own initial values."""
     layers = OrderedDict((name, _layer(layer, len(spec.input_shape) - 1)) for name, layer in spec.named)
-    return Model(spec.layout, TorchOracle(torch.nn.Sequential(layers), device))
+    return torch.nn.Sequential(layers)
 
 
 def from_factory(path: str, device: str) -> Model:
@@ -132,13 +142,14 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _freeze_statistics(module: torch.nn.Module) -> torch.nn.Module:
+def prepare(module: torch.nn.Module) -> torch.nn.Module:
+    """Put a module into the state that it is trained in: see above."""
     for part in module.modules():
         if isinstance(part, torch.nn.modules.batchnorm._NormBase):
             part.track_running_stats = False
             for name in ("running_mean", "running_var", "num_batches_tracked"):
                 setattr(part, name, None)
-    return module
+    return module.eval()
 
 
 @contextmanager

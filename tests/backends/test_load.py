@@ -6,37 +6,59 @@ import pytest
 
 from edge_runtime import backends
 from edge_runtime.backends.numpy import NumpyOracle
+from edge_runtime.backends.onnx import OnnxOracle
+from edge_runtime.compute import Compute
 from edge_runtime.errors import ConfigError, DeviceError
 
 
-def test_auto_takes_numpy_for_a_built_in_model() -> None:
-    assert isinstance(backends.load("auto", "watch-cnn").oracle, NumpyOracle)
+@pytest.fixture
+def without(monkeypatch):
+    """Pretend that a package is not installed."""
+    find = importlib.util.find_spec
+
+    def pretend(missing: str) -> None:
+        hide = lambda name, *rest: None if name == missing else find(name, *rest)  # noqa: E731
+        monkeypatch.setattr(importlib.util, "find_spec", hide)
+
+    return pretend
+
+
+def test_auto_takes_onnx_and_without_it_numpy_for_a_built_in_model(without) -> None:
+    assert isinstance(backends.load(Compute(), "watch-cnn").oracle, OnnxOracle)
+    without("onnxruntime")
+    assert isinstance(backends.load(Compute(), "watch-cnn").oracle, NumpyOracle)
 
 
 def test_an_unknown_backend_model_or_device_is_refused() -> None:
     with pytest.raises(ConfigError, match="'tensorflow' is unknown"):
-        backends.load("tensorflow", "cnn")
+        backends.load(Compute("tensorflow"), "cnn")
     with pytest.raises(ConfigError, match="did you mean 'lenet'"):
-        backends.load("numpy", "lenett")
+        backends.load(Compute("numpy"), "lenett")
     with pytest.raises(DeviceError, match="only on the CPU"):
-        backends.load("numpy", "cnn", "cuda")
-    with pytest.raises(ConfigError, match="only built-in models"):
-        backends.load("numpy", "package.module:factory")
+        backends.load(Compute("numpy", "cuda"), "cnn")
+    with pytest.raises(ConfigError, match="numpy cannot compute"):
+        backends.load(Compute("numpy"), "package.module:factory")
 
 
-def test_without_torch_the_command_that_installs_it_is_named(monkeypatch) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else find(name, *rest))
+@pytest.mark.parametrize(("package", "model"), [("torch", "package.module:factory"), ("onnxruntime", "cnn")])
+def test_without_a_package_the_command_that_installs_it_is_named(without, package: str, model: str) -> None:
+    without(package)
+    with pytest.raises(DeviceError, match="pip install 'edge-runtime"):
+        backends.load(Compute("torch" if package == "torch" else "onnx"), model)
 
-    with pytest.raises(DeviceError, match="pip install"):
-        backends.load("auto", "package.module:factory")
 
-
-def test_the_numpy_backend_does_not_load_torch() -> None:
-    program = (
-        "import sys; from edge_runtime import backends; backends.load('auto', 'cnn'); print('torch' in sys.modules)"
-    )
-
+@pytest.mark.parametrize("backend", ["onnx", "numpy"])
+def test_only_the_torch_backend_loads_torch(backend: str) -> None:
+    program = f"""
+import sys
+import numpy as np
+from edge_runtime import backends
+from edge_runtime.compute import Compute
+model = backends.load(Compute("{backend}"), "linear")
+params = model.layout.views(np.zeros(model.layout.size, np.float32))
+outputs, pullback = model.oracle.vjp(params, np.zeros((2, 1, 28, 28)))
+pullback(outputs)
+print({{"torch", "onnx"}} & set(sys.modules))
+"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-
-    assert done.stdout.strip() == "False"
+    assert done.stdout.strip() == "set()"

@@ -5,6 +5,7 @@ import pytest
 
 from edge_runtime import backends, models
 from edge_runtime.backends.numpy import NumpyOracle
+from edge_runtime.compute import Compute
 from edge_runtime.models import Conv, Flatten, GlobalAveragePool, GroupNorm, Linear, MaxPool, ModelSpec, Relu
 
 SMALL = [
@@ -48,7 +49,7 @@ def test_outputs_and_every_gradient_are_those_of_torch(name: str) -> None:
     params = spec.layout.views(models.initial(spec, 0))
     rng = np.random.default_rng(1)
     x = rng.normal(size=(9, *spec.input_shape)).astype(np.float32)
-    ours, theirs = backends.load("numpy", name), backends.load("torch", name)
+    ours, theirs = backends.load(Compute("numpy"), name), backends.load(Compute("torch"), name)
 
     (y, pull), (y_torch, pull_torch) = (model.oracle.vjp(params, x) for model in (ours, theirs))
     direction = rng.normal(size=y.shape).astype(np.float32)
@@ -84,7 +85,7 @@ def test_twenty_steps_of_training_end_where_torch_ends() -> None:
     x, y = rng.normal(size=(20, 16, 6, 100)).astype(np.float32), rng.integers(0, 7, (20, 16))
     ends = []
     for backend in ("numpy", "torch"):
-        oracle = backends.load(backend, "watch-cnn").oracle
+        oracle = backends.load(Compute(backend), "watch-cnn").oracle
         params = spec.layout.views(models.initial(spec, 0))
         for batch, labels in zip(x, y, strict=True):
             outputs, pullback = oracle.vjp(params, batch)
@@ -105,7 +106,7 @@ def test_the_same_input_gives_the_same_bits() -> None:
     x = np.random.default_rng(0).normal(size=(32, 6, 100)).astype(np.float32)
     direction = np.ones((32, 7), np.float32)
 
-    runs = [backends.load("numpy", "watch-cnn").oracle.vjp(params, x)[1](direction) for _ in range(2)]
+    runs = [backends.load(Compute("numpy"), "watch-cnn").oracle.vjp(params, x)[1](direction) for _ in range(2)]
 
     assert spec.layout.join(runs[0]).tobytes() == spec.layout.join(runs[1]).tobytes()
 
@@ -117,7 +118,7 @@ def test_parameters_and_inputs_that_are_read_only_are_left_alone() -> None:
     before = flat.tobytes(), x.tobytes()
     flat.flags.writeable = x.flags.writeable = False
 
-    _, pullback = backends.load("numpy", "lenet").oracle.vjp(spec.layout.views(flat), x)
+    _, pullback = backends.load(Compute("numpy"), "lenet").oracle.vjp(spec.layout.views(flat), x)
     pullback(np.ones((2, 10), np.float32))
 
     assert (flat.tobytes(), x.tobytes()) == before

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from edge_runtime import backends, models
+from edge_runtime.compute import Compute
 from edge_runtime.errors import ConfigError, DeviceError
 
 torch = pytest.importorskip("torch")
@@ -55,7 +56,7 @@ def _params(model):
 
 
 def test_a_users_module_has_its_parameters_without_its_buffers(own) -> None:
-    model = backends.load("auto", f"{own}:net")
+    model = backends.load(Compute("auto"), f"{own}:net")
 
     assert model.layout.names == (
         *("dense.weight", "dense.bias", "norm.weight", "norm.bias", "out.weight", "out.bias", "unused.weight"),
@@ -63,7 +64,7 @@ def test_a_users_module_has_its_parameters_without_its_buffers(own) -> None:
 
 
 def test_gradients_of_a_users_module_are_those_of_plain_torch(own) -> None:
-    model = backends.load("torch", f"{own}:net")
+    model = backends.load(Compute("torch"), f"{own}:net")
     params = _params(model)
     x = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
 
@@ -85,7 +86,7 @@ def test_gradients_of_a_users_module_are_those_of_plain_torch(own) -> None:
 def test_nothing_in_a_users_module_changes_and_the_same_input_gives_the_same_bits(own) -> None:
     import importlib
 
-    model = backends.load("torch", f"{own}:net")
+    model = backends.load(Compute("torch"), f"{own}:net")
     module = importlib.import_module(own).made[-1]
     before = {name: value.clone() for name, value in module.state_dict().items()}
     params, x = _params(model), np.ones((4, 3), np.float32) * np.arange(4, dtype=np.float32)[:, None]
@@ -102,7 +103,7 @@ def test_nothing_in_a_users_module_changes_and_the_same_input_gives_the_same_bit
 
 
 def test_whole_numbers_reach_a_users_module_as_whole_numbers(own) -> None:
-    model = backends.load("torch", f"{own}:words")
+    model = backends.load(Compute("torch"), f"{own}:words")
     params = _params(model)
 
     outputs, _ = model.oracle.vjp(params, np.array([[1, 1], [4, 4]], np.int64))
@@ -115,7 +116,7 @@ def test_read_only_parameters_and_inputs_are_taken_without_a_warning() -> None:
     flat, x = models.initial(spec, 0), np.ones((2, 1, 28, 28), np.float32)
     flat.flags.writeable = x.flags.writeable = False
 
-    outputs, pullback = backends.load("torch", "linear").oracle.vjp(spec.layout.views(flat), x)
+    outputs, pullback = backends.load(Compute("torch"), "linear").oracle.vjp(spec.layout.views(flat), x)
 
     assert pullback(np.ones_like(outputs))["linear1.bias"].tolist() == [2.0] * 10
 
@@ -131,21 +132,21 @@ def test_read_only_parameters_and_inputs_are_taken_without_a_warning() -> None:
 )
 def test_a_factory_that_makes_no_fit_module_is_refused(own, factory, message) -> None:
     with pytest.raises(ConfigError, match=message):
-        backends.load("torch", f"{own}:{factory}")
+        backends.load(Compute("torch"), f"{own}:{factory}")
 
 
 def test_a_module_that_cannot_be_imported_is_refused() -> None:
     with pytest.raises(ConfigError, match="ModuleNotFoundError"):
-        backends.load("torch", "no_such_package.models:net")
+        backends.load(Compute("torch"), "no_such_package.models:net")
 
 
 def test_a_missing_cuda_device_is_said_and_an_unknown_device_refused(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     with pytest.raises(DeviceError, match="no CUDA device"):
-        backends.load("torch", "linear", "cuda")
+        backends.load(Compute("torch", "cuda"), "linear")
     with pytest.raises(ConfigError, match="'tpu' is unknown"):
-        backends.load("torch", "linear", "tpu")
+        backends.load(Compute("torch", "tpu"), "linear")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -157,7 +158,7 @@ def test_cuda_gives_the_numbers_of_the_cpu(name: str) -> None:
 
     runs = []
     for device in ("cpu", "cuda"):
-        outputs, pullback = backends.load("torch", name, device).oracle.vjp(params, x)
+        outputs, pullback = backends.load(Compute("torch", device), name).oracle.vjp(params, x)
         runs.append((outputs, spec.layout.join(pullback(np.ones_like(outputs)))))
 
     # float32 sums in another order; TF32 would be off by 1e-3

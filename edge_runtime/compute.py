@@ -1,0 +1,33 @@
+"""How a device computes, as a person sets it: plain data that loads no backend."""
+
+from dataclasses import dataclass
+
+from edge_runtime.errors import ConfigError
+
+NAMES = ("auto", "onnx", "torch", "numpy")
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a device computes."""
+
+    backend: str = "auto"
+    """`onnx`, `torch` or `numpy`; `auto` is the first of them that is installed here and knows the model."""
+    device: str = "cpu"
+    """`cpu`, or `cuda` for onnx and torch."""
+    threads: int = 1
+    arena: bool = False
+    """Of onnx: keep freed memory for the next step, which is faster and takes more memory at the peak."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if self.backend not in NAMES:
+            raise ConfigError(f"backend: {self.backend!r} is unknown (known: {', '.join(NAMES)})")
+        if self.device not in DEVICES:
+            raise ConfigError(f"device: {self.device!r} is unknown (known: {', '.join(DEVICES)})")
+        if self.threads < 1:
+            raise ConfigError(f"threads must be 1 or more, not {self.threads}")
+
+
+DEFAULT = Compute()
