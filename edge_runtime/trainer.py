@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from edge_runtime import algorithm, backends, bundle, config, data, losses, setup
+from edge_runtime.algorithm import Fitted
 from edge_runtime.compression import codec
 from edge_runtime.compute import DEFAULT, Compute
 from edge_runtime.devices import meter
@@ -77,10 +78,10 @@ def _work(job: Job, task: Task, setup_bytes: bytes, down_bytes: bytes, state_byt
     shared = client.shared(down) if shared is None else shared
     metrics = {"train-samples": float(len(split.y_train)), "test-samples": float(len(split.y_test))}
     if shared is not None:
-        metrics["accuracy-shared"] = _accuracy(model, shared, split)
-    metrics["accuracy-personal-before"] = _accuracy(model, client.personal(down), split)
+        metrics["accuracy-shared"] = _accuracy(Fitted(model, shared), split)
+    metrics["accuracy-personal-before"] = _accuracy(client.personal(down), split)
     up = client.round(down, batches)
-    metrics["accuracy-personal"] = _accuracy(model, client.personal(None), split)
+    metrics["accuracy-personal"] = _accuracy(client.personal(None), split)
     if task.phase == "evaluate":
         return Outcome(metrics=metrics)
     return Outcome(algorithm.encode(up), codec.encode_state(client.state()), metrics)
@@ -112,8 +113,9 @@ def _seed(seed: int, device: str, round_: int) -> list[int]:
     return [int.from_bytes(digest[i : i + 4], "little") for i in range(0, 16, 4)]
 
 
-def _accuracy(model: algorithm.Model, flat: Flat, split: data.Split) -> float:
-    params = model.layout.views(flat)
+def _accuracy(fitted: Fitted, split: data.Split) -> float:
+    model = fitted.model
+    params = model.layout.views(fitted.values)
     right = 0
     for start in range(0, len(split.y_test), _EVALUATION_BATCH):
         part = slice(start, start + _EVALUATION_BATCH)
