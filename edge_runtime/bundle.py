@@ -252,6 +252,12 @@ def unpack(data: bytes) -> Bundle:
         raise DecodeError(str(error)) from error
 
 
+def row_bounds(rows: int, tiles: int) -> list[int]:
+    """Cut a matrix's rows into runs that packed graphs work on one after the other; gives their ends, 0 first."""
+    step = -(-rows // tiles)
+    return [*range(0, rows, step), rows]
+
+
 def training_bytes(bundle: Bundle, batch: int, copies: float) -> int:
     """Estimate what training needs beside the runtime: `copies` vectors as large as the parameters, and a batch."""
     return math.ceil(copies * 4 * bundle.layout.size) + bundle.memory.fixed + batch * bundle.memory.per_sample

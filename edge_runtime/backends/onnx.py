@@ -13,7 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edge_runtime.algorithm import Model, Pullback
-from edge_runtime.bundle import BACKWARD, FORWARD, GROWTH, PACKED_BACKWARD, PACKED_FORWARD, Bundle
+from edge_runtime.bundle import BACKWARD, FORWARD, GROWTH, PACKED_BACKWARD, PACKED_FORWARD, Bundle, row_bounds
 from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.mask import Mask, Places
 from edge_runtime.packed import Slope
@@ -91,7 +91,8 @@ class PackedOracle:
         names = self._packed.names
         given, outputs, saved = self._run(params, x)
         given["grad"] = np.ascontiguousarray(slope(outputs), np.float32)
-        given |= {f"barred.{name}": at for name, at in _indices(barred).items()}
+        lists = _indices(barred)
+        given |= {f"barred.{name}": at for name, at in lists.items()} | self._cuts(lists, GROWTH, "barred-cuts")
         given |= {f"number.{name}": np.array([number]) for name, number in zip(names, numbers, strict=True)}
         found = self._graphs[GROWTH].run(given, saved, [f"top.{name}" for name in self._at])
         tops = {name: value.numpy().astype(np.int32) for name, value in zip(self._at, found, strict=True)}
@@ -104,8 +105,21 @@ class PackedOracle:
         bundle = self._bundle
         given: dict[str, NDArray[Any]] = {**self._rows(params), "x": np.ascontiguousarray(x, bundle.input_type)}
         given |= {f"at.{name}": at for name, at in self._at.items()}
+        given |= self._cuts(self._at, PACKED_FORWARD, "cuts") | self._cuts(self._at, PACKED_BACKWARD, "cuts")
         outputs, *kept = self._graphs[PACKED_FORWARD].run(given, {}, ["outputs", *bundle.saved])
         return given, outputs.numpy(), dict(zip(bundle.saved, kept, strict=True))
+
+    def _cuts(self, lists: Mapping[str, Places], file: str, prefix: str) -> dict[str, NDArray[Any]]:
+        """Say for every matrix that a graph cuts into tiles where in a list of its places each tile begins."""
+        inputs = self._graphs[file].inputs
+        shapes = dict(zip(self._bundle.layout.names, self._bundle.layout.shapes, strict=True))
+        cuts = {}
+        for name, at in lists.items():
+            if f"{prefix}.{name}" in inputs:
+                rows, width = shapes[name]
+                bounds = row_bounds(rows, inputs[f"{prefix}.{name}"].shape[0] - 1)
+                cuts[f"{prefix}.{name}"] = np.searchsorted(at, np.array(bounds) * width).astype(np.int64)
+        return cuts
 
     def _rows(self, tree: Tree) -> dict[str, NDArray[np.float32]]:
         return {name: value.reshape(-1) if name in self._at else value for name, value in tree.items()}
@@ -148,10 +162,10 @@ def _ends(bundle: Bundle, file: str) -> tuple[dict[str, tuple[int | None, ...]],
     takes |= {
         "x": (None, *bundle.input_shape),
         "grad": (None, bundle.outputs),
-        **{f"at.{name}": (None,) for name in rows},
+        **{f"{kind}.{name}": (None,) for name in rows for kind in ("at", "cuts")},
     }
     if file == GROWTH:
-        takes |= {f"{kind}.{name}": (None,) for name in rows for kind in ("barred", "number")}
+        takes |= {f"{kind}.{name}": (None,) for name in rows for kind in ("barred", "barred-cuts", "number", "cuts")}
         return takes, [f"top.{name}" for name in rows]
     if file in (FORWARD, PACKED_FORWARD):
         return takes, ["outputs", *bundle.saved]
@@ -173,8 +187,10 @@ class Graph:
         settings.intra_op_num_threads, settings.inter_op_num_threads = options.threads, 1
         settings.enable_cpu_mem_arena, settings.enable_mem_pattern = options.arena, False
         settings.log_severity_level = 4  # what goes wrong is raised as well
+        # Folded, the zeros that a dense tensor begins as would be a constant of that size for the whole session.
+        kept = {"disabled_optimizers": ["ConstantFolding"]} if file not in (FORWARD, BACKWARD) else {}
         try:
-            self._session = onnxruntime.InferenceSession(data, settings, providers=_providers(options.device))
+            self._session = onnxruntime.InferenceSession(data, settings, providers=_providers(options.device), **kept)
         except Exception as error:  # onnxruntime has a type for each of its codes, without a common base
             raise DeviceError(f"{name}: onnxruntime {onnxruntime.__version__} refuses it: {_line(error)}") from error
         self.inputs = {one.name: one for one in self._session.get_inputs()}
