@@ -78,6 +78,10 @@ def _evaluation(bundle: Bundle) -> onnx.ModelProto:
         raise ConfigError(
             f"model: the forward graph of {bundle.model!r} has no input {min(missing)!r}; export it again"
         )
+    if unused := set(bundle.layout.names) - wanted:
+        raise ConfigError(
+            f"model: its outputs do not depend on the parameter {min(unused)!r}; leave it out of the model"
+        )
     _replace(graph.node, plain)
     _replace(graph.initializer, [value for value in graph.initializer if value.name in wanted])
     _replace(graph.input, [inputs[name] for name in ("x", *bundle.layout.names)])
@@ -163,7 +167,7 @@ def _differentiate(model: onnx.ModelProto, bundle: Bundle) -> onnx.ModelProto:
         builder.build()
         return onnx.load_from_string(builder.get_model())
     except Exception as error:  # onnxruntime has a type for each of its codes, without a common base
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).split()).rpartition(" was false. ")[2]  # before it stands the place in C++
         if unknown := re.search(r"gradient builder has not been registered: (\w+)", text):
             text = f"it has no gradient of the operator {unknown[1]}; use the backend onnx"
         raise ConfigError(
@@ -193,8 +197,6 @@ def _accumulate(graph: onnx.GraphProto, names: tuple[str, ...]) -> None:
     found = {value.name: value for value in graph.output}
     outputs = [found[_LOSS]]
     for name in names:
-        if f"{name}_grad" not in found:
-            raise ConfigError(f"model: its outputs do not depend on the parameter {name!r}; leave it out of the model")
         buffer = copy.deepcopy(found[f"{name}_grad"])
         buffer.name, done = f"{name}_grad.accumulation.buffer", f"{name}_grad.accumulation.out"
         graph.input.append(buffer)

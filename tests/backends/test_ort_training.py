@@ -7,22 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnxruntime.capi import _pybind_state as capi
 
-from edge_runtime import backends, bundle, models
-from edge_runtime.bundle import Bundle, Memory
-from edge_runtime.errors import ConfigError, DeviceError
-from edge_runtime.tree import Layout
-
-capi = pytest.importorskip("onnxruntime.capi._pybind_state", reason="no onnxruntime in this environment")
-if not hasattr(capi, "CheckpointState"):
-    pytest.skip("the onnxruntime of this environment cannot train", allow_module_level=True)
-
-import onnx  # comes with onnxruntime-training
-
+from edge_runtime import bundle, models
+from edge_runtime.backends import numpy as trusted
 from edge_runtime.backends import onnx as stock
 from edge_runtime.backends import ort_training
+from edge_runtime.bundle import Bundle, Memory
+from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.export import ort_training as export
+from edge_runtime.tree import Layout
+
+if not hasattr(capi, "CheckpointState"):
+    pytest.skip("the onnxruntime of this environment cannot train", allow_module_level=True)
 
 NAMES = models.names()
 
@@ -61,7 +60,7 @@ def test_outputs_and_every_gradient_are_those_of_numpy(name: str, backend: str, 
         else stock.from_bundle(bundle.built_in(name), stock.Options())
     )
 
-    (y, pull), (y_numpy, pull_numpy) = (m.oracle.vjp(params, x) for m in (ours, backends.load("numpy", name)))
+    (y, pull), (y_numpy, pull_numpy) = (m.oracle.vjp(params, x) for m in (ours, trusted.from_spec(spec)))
     direction = rng.normal(size=y.shape).astype(np.float32)
     grads, grads_numpy = pull(direction), pull_numpy(direction)
 
@@ -78,7 +77,7 @@ def test_twenty_steps_of_training_end_where_numpy_ends(name: str, artifacts: Pat
     x = rng.normal(size=(20, 16, *spec.input_shape)).astype(np.float32)
     y = rng.integers(0, spec.classes, (20, 16))
     ends = []
-    for model in (ort_training.from_bundle(bundle.built_in(name), artifacts / name), backends.load("numpy", name)):
+    for model in (ort_training.from_bundle(bundle.built_in(name), artifacts / name), trusted.from_spec(spec)):
         now = flat.copy()
         for batch, labels in zip(x, y, strict=True):
             outputs, pullback = model.oracle.vjp(spec.layout.views(now), batch)
@@ -122,7 +121,7 @@ def test_a_pullback_is_that_of_its_own_vjp_even_after_another(artifacts: Path) -
 
 
 def test_gradients_that_were_given_do_not_change_in_the_next_step(artifacts: Path) -> None:
-    spec, flat, x, rng = _case("mlp")
+    spec, flat, x, _ = _case("mlp")
     oracle = ort_training.from_bundle(bundle.built_in("mlp"), artifacts / "mlp").oracle
     given = oracle.vjp(spec.layout.views(flat), x)[1](np.ones((len(x), spec.classes), np.float32))
     before = spec.layout.join(given).copy()
@@ -278,9 +277,7 @@ def test_an_operator_without_a_gradient_and_an_unused_parameter_are_named(tmp_pa
     with pytest.raises(ConfigError, match=r"^[^\n]*no gradient of the operator Selu[^\n]*$"):
         export.write(_bundle([*head, make("Selu", ["product"], ["outputs"])], matrix=[12, 2]), tmp_path)
     with pytest.raises(ConfigError, match=r"^[^\n]*'unused'[^\n]*$"):
-        export.write(
-            _bundle([*head, make("Relu", ["product"], ["outputs"])], matrix=[12, 2], unused=[1]), tmp_path
-        )
+        export.write(_bundle([*head, make("Relu", ["product"], ["outputs"])], matrix=[12, 2], unused=[1]), tmp_path)
     with pytest.raises(ConfigError, match="is not ONNX"):
         export.write(replace(bundle.built_in("linear"), forward=b"\xff"), tmp_path)
 
