@@ -2,14 +2,14 @@
 
 `export/ort_training.py` writes the artifacts that this reads:
 
-    FOLDER/manifest.json         the bundle that they were made of, and the SHA-256 of every other file
+    FOLDER/artifacts.json        the bundle that they were made of, and the SHA-256 of every other file
     FOLDER/training_model.onnx   x, grad, parameters -> sum(outputs * grad), and the parameters' gradients of it
     FOLDER/eval_model.onnx       x, parameters -> outputs
     FOLDER/checkpoint            names and types of the parameters, no values
 
 The gradient of sum(outputs * grad) IS the vector-Jacobian product for `grad`. onnxruntime's training step computes
 forward and backward in one go while the waist needs the outputs before there is a `grad`, so a step with a gradient
-costs a second forward pass (`README.md` says how much that is).
+costs a second forward pass: about a fifth of it (`README.md` has the numbers).
 
 `onnxruntime.training` imports torch, hence the C API beneath it. The package shares its import name with the stock
 `onnxruntime`: never both in one environment.
@@ -31,7 +31,7 @@ from edge_runtime.bundle import Bundle
 from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.tree import Tree
 
-MANIFEST, TRAINING, EVAL, CHECKPOINT = "manifest.json", "training_model.onnx", "eval_model.onnx", "checkpoint"
+MANIFEST, TRAINING, EVAL, CHECKPOINT = "artifacts.json", "training_model.onnx", "eval_model.onnx", "checkpoint"
 FORMAT = 1
 
 

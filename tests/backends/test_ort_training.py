@@ -194,7 +194,7 @@ def test_artifacts_that_onnxruntime_refuses_are_a_device_error_of_one_line(tmp_p
 def test_a_manifest_that_is_none_is_named_in_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / ort_training.MANIFEST).write_text(text)
 
-    with pytest.raises(ConfigError, match=r"^[^\n]*manifest.json: is [^\n]*$"):
+    with pytest.raises(ConfigError, match=r"^[^\n]*artifacts.json: is [^\n]*$"):
         ort_training.from_bundle(bundle.built_in("linear"), tmp_path)
 
 
