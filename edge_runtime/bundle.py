@@ -14,6 +14,7 @@ hold standard operators only, and work for any batch size.
 `export/` writes bundles (with torch); reading one takes neither torch nor onnx.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -58,6 +59,8 @@ class Memory:
 
     fixed: int
     per_sample: int
+    saved_per_sample: int
+    """Of that, what lies between the passes."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def files(bundle: Bundle) -> dict[str, bytes]:
         "parameters": list(zip(bundle.layout.names, bundle.layout.shapes, strict=True)),
         "private": bundle.private,
         "saved": bundle.saved,
-        "memory": {"fixed": bundle.memory.fixed, "per_sample": bundle.memory.per_sample},
+        "memory": dataclasses.asdict(bundle.memory),
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in content.items()},
     }
     return {MANIFEST: json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n", **content}
@@ -165,7 +168,7 @@ def _parse(record: Any, content: Mapping[str, bytes], where: str) -> Bundle:
         _count(record["outputs"]),
         tuple(record["private"]),
         tuple(_text(name) for name in record["saved"]),
-        Memory(_count(record["memory"]["fixed"], 0), _count(record["memory"]["per_sample"], 0)),
+        Memory(**{field.name: _count(record["memory"][field.name], 0) for field in dataclasses.fields(Memory)}),
         _count(record["opset"]),
         _count(record["ir_version"]),
         {name: content[name] for name in GRAPHS},

@@ -141,15 +141,16 @@ def _add_start(commands: Any) -> None:
 def add_compute(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say how a device computes."""
     group = parser.add_argument_group("computing")
-    group.add_argument("--backend", default="auto", help="auto, onnx, torch or numpy (default auto)")
+    group.add_argument("--backend", default="auto", help="auto, onnx, torch, numpy or ort_training (default auto)")
     group.add_argument("--accelerator", default="cpu", help="cpu, or cuda for onnx and torch (default cpu)")
+    group.add_argument("--artifacts", default="", metavar="DIR", help="for ort_training: what its export made")
     group.add_argument("--arena", action="store_true", help="let onnx keep freed memory: faster, more at the peak")
 
 
 def compute_table(options: argparse.Namespace) -> dict[str, Any]:
     """Read the computing flags as a table of `compute.Compute`."""
     table = {"backend": options.backend, "device": options.accelerator}
-    return {**table, "threads": options.threads, "arena": options.arena}
+    return {**table, "threads": options.threads, "arena": options.arena, "artifacts": options.artifacts}
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from edge_runtime.errors import ConfigError
 
-NAMES = ("auto", "onnx", "torch", "numpy")
+NAMES = ("auto", "onnx", "torch", "numpy", "ort_training")
 DEVICES = ("cpu", "cuda")
 
 
@@ -13,12 +13,14 @@ class Compute:
     """How a device computes."""
 
     backend: str = "auto"
-    """`onnx`, `torch` or `numpy`; `auto` is the first of them that is installed here and knows the model."""
+    """`auto` is the first of onnx, torch and numpy that is installed here and knows the model; or `ort_training`."""
     device: str = "cpu"
     """`cpu`, or `cuda` for onnx and torch."""
     threads: int = 1
     arena: bool = False
     """Of onnx: keep freed memory for the next step, which is faster and takes more memory at the peak."""
+    artifacts: str = ""
+    """Of ort_training: the folder that `python -m edge_runtime.export.ort_training` made of the model's bundle."""
 
     def __post_init__(self) -> None:
         """Check every field."""

@@ -25,6 +25,10 @@ def table() -> dict[Any, Callable[..., Any]]:
         aten.max_pool2d_with_indices_backward.default: max_pool_backward,
         aten.max_pool3d_with_indices_backward.default: max_pool_backward,
         aten.threshold_backward.default: threshold_backward,
+        aten.avg_pool2d_backward.default: avg_pool_backward,
+        aten.avg_pool3d_backward.default: avg_pool_backward,
+        aten._adaptive_avg_pool2d_backward.default: adaptive_avg_pool_backward,
+        aten._adaptive_avg_pool3d_backward.default: adaptive_avg_pool_backward,
     }
 
 
@@ -152,6 +156,51 @@ def max_pool_backward(  # noqa: PLR0913, PLR0917
     for i in range(dims):
         total = aten.slice(total, len(lead) + i, padding[i], padding[i] + sizes[i])
     return total
+
+
+def avg_pool_backward(  # noqa: PLR0913, PLR0917
+    grad: Tensor,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,  # noqa: ARG001  # it shows in the shape of grad
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Tensor:
+    """Give the gradient of average-pooling's input: each window's share, added up by a transposed convolution."""
+    dims = len(kernel)
+    stride, padding = _each(stride or kernel, dims), _each(padding, dims)
+    sizes, positions, channels = x.shape[-dims:], grad.shape[-dims:], x.shape[-dims - 1]
+    share = grad
+    for i in range(dims):
+        starts = [place * stride[i] - padding[i] for place in range(positions[i])]
+        if divisor_override is None:
+            edges = (-padding[i], sizes[i] + padding[i]) if count_include_pad else (0, sizes[i])
+            counts = [min(start + kernel[i], edges[1]) - max(start, edges[0]) for start in starts]
+            share = share / torch.tensor(counts, dtype=grad.dtype).reshape(-1, *[1] * (dims - 1 - i))
+    share = share / divisor_override if divisor_override is not None else share
+    ones = torch.ones((channels, 1, *kernel), dtype=grad.dtype)
+    nothing, once = [0] * dims, [1] * dims
+    total: Tensor = aten.convolution(share, ones, None, stride, nothing, once, True, nothing, channels)
+    for i in range(dims):
+        missing = padding[i] + sizes[i] - ((positions[i] - 1) * stride[i] + kernel[i])
+        if missing > 0:  # inputs after the last window
+            total = aten.constant_pad_nd(total, [0, 0] * (dims - 1 - i) + [0, missing])
+        total = aten.slice(total, total.dim() - dims + i, padding[i], padding[i] + sizes[i])
+    return total
+
+
+def adaptive_avg_pool_backward(grad: Tensor, x: Tensor) -> Tensor:
+    """Give the gradient of adaptive average-pooling's input: along each dimension the pullback of a fixed matrix."""
+    dims = grad.dim() - 2
+    for i in range(2, 2 + dims):
+        size, count = x.shape[i], grad.shape[i]
+        bounds = [(place * size // count, -(-(place + 1) * size // count)) for place in range(count)]
+        rows = [[(a <= k < b) / (b - a) for k in range(size)] for a, b in bounds]
+        moved = torch.matmul(grad.movedim(i, -1), torch.tensor(rows, dtype=grad.dtype))
+        grad = moved.movedim(-1, i)
+    return grad
 
 
 def threshold_backward(grad: Tensor, x: Tensor, threshold: float) -> Tensor:

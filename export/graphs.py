@@ -12,12 +12,15 @@ decides what is saved and what is computed again; `torch.onnx` translates both h
 import contextlib
 import logging
 import math
+import operator
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import onnx
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._functorch import config as functorch_config
 from torch._functorch.partitioners import default_partition, min_cut_rematerialization_partition
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -31,8 +34,6 @@ from edge_runtime.export import decompositions
 
 OPSET, IR_VERSION = 18, 10
 Knob = str | float
-_EXAMPLE_BATCH = 5
-"""Any number from 2 on that is not a dimension by chance; the graphs hold for every batch size."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,28 @@ def export(module: torch.nn.Module, input_shape: Sequence[int], input_type: torc
         ConfigError: it cannot be traced, split or translated; says which operator, and where.
     """
     names = [name for name, _ in module.named_parameters()]
-    joint = _trace(module, names, input_shape, input_type)
+    batch = _example_batch(module, input_shape)
+    joint = _trace(module, names, torch.zeros((batch, *input_shape), dtype=input_type))
     forward, backward = _split(joint, len(names), memory)
     saved = _wire(forward, backward, [*names, "x"])
-    needs = Memory(*_peak(forward, backward))
+    kept = [node for node in backward.graph.nodes if node.op == "placeholder" and node.meta["wire"] in saved]
+    needs = Memory(*_peak(forward, backward), sum(_bytes(node, 1) for node in kept))
     outputs = next(node for node in joint.graph.nodes if node.op == "output").args[0][0].meta["val"].shape
     if len(outputs) != 2:
         raise ConfigError(f"model: its outputs have shape [batch, {', '.join(map(str, outputs[1:]))}], not [batch, n]")
     forward_names = ([*names, "x"], ["outputs", *saved])
     backward_names = (_inputs(backward), [f"d.{name}" for name in names])
-    return Graphs(_translate(forward, *forward_names), _translate(backward, *backward_names), saved, needs, outputs[1])
+    halves = _translate(forward, batch, *forward_names), _translate(backward, batch, *backward_names)
+    return Graphs(*halves, saved, needs, outputs[1])
 
 
-def _trace(
-    module: torch.nn.Module, names: Sequence[str], input_shape: Sequence[int], input_type: torch.dtype
-) -> GraphModule:
+def _example_batch(module: torch.nn.Module, input_shape: Sequence[int]) -> int:
+    """Choose a batch size to trace with: prime and no dimension of the model, so that nothing equals it by chance."""
+    taken = {size for value in [*module.parameters(), *module.buffers()] for size in value.shape} | set(input_shape)
+    return next(n for n in range(5, 10_000) if n not in taken and all(n % k for k in range(2, n)))
+
+
+def _trace(module: torch.nn.Module, names: Sequence[str], inputs: torch.Tensor) -> GraphModule:
     fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
 
     def example(tensor: torch.Tensor, batch: bool) -> torch.Tensor:
@@ -83,9 +91,9 @@ def _trace(
         return [outputs], list(grads)
 
     primals = [example(value.detach(), False) for value in module.parameters()]
-    x = example(torch.zeros((_EXAMPLE_BATCH, *input_shape), dtype=input_type), True)
+    x = example(inputs, True)
     try:
-        with _plain_operators(), fake:
+        with _plain_operators(), fake, enable_python_dispatcher():  # which knows recurrent layers for any batch size
             shape = torch.func.functional_call(module, dict(zip(names, primals, strict=True)), (x,)).shape
             tangent = torch.empty((x.shape[0], *shape[1:]))
             joint_graph = make_fx(joint, tracing_mode="symbolic", decomposition_table=decompositions.table())(
@@ -95,6 +103,12 @@ def _trace(
         raise
     except Exception as error:  # the user's module, or an operator without a symbolic form: whatever torch raises
         raise ConfigError(f"model: cannot be traced: {_line(error)}") from error
+    size: Any = x.shape[0]  # an int, once something has compared it with one
+    if not isinstance(size, torch.SymInt) or size.node.expr.is_number:
+        raise ConfigError(
+            "model: it holds for one batch size only: an operator in it (an LSTMCell or GRUCell, most often) compares "
+            "sizes as numbers; use nn.LSTM or nn.GRU, and shapes of the input"
+        )
     joint_graph.graph.eliminate_dead_code()
     joint_graph.recompile()
     return joint_graph
@@ -151,9 +165,8 @@ def _wire(forward: GraphModule, backward: GraphModule, names: list[str]) -> tupl
     last = [node for node in backward.graph.nodes if node.op == "placeholder"][-1]
     for node in list(backward.graph.nodes):
         if node.op == "placeholder" and isinstance(node.meta["val"], torch.SymInt):
-            with backward.graph.inserting_after(last):
-                size = backward.graph.call_function(torch.ops.aten.sym_size.int, (grad, 0))
-            size.meta["val"] = node.meta["val"]
+            with backward.graph.inserting_before(last.next):
+                size = _size_node(backward, grad, node.meta["val"])
             node.replace_all_uses_with(size)
             backward.graph.erase_node(node)
     (output,) = (node for node in forward.graph.nodes if node.op == "output")
@@ -171,20 +184,33 @@ def _wire(forward: GraphModule, backward: GraphModule, names: list[str]) -> tupl
     return tuple(f"saved.{index}" for index in range(len(kept)))
 
 
+def _size_node(graph: GraphModule, grad: Node, value: torch.SymInt) -> Node:
+    """Compute a size that follows from the batch's, which `grad` has too; every such size is a multiple of it."""
+    size = graph.graph.call_function(torch.ops.aten.sym_size.int, (grad, 0))
+    batch = grad.meta["val"].shape[0]
+    size.meta["val"] = batch
+    factor = value.node.expr / batch.node.expr
+    if factor == 1:
+        return size
+    if not factor.is_Integer:
+        raise ConfigError(f"model: it needs a tensor of {value} times something, which is no multiple of the batch")
+    product = graph.graph.call_function(operator.mul, (size, int(factor)))
+    product.meta["val"] = value
+    return product
+
+
 def _inputs(graph: GraphModule) -> list[str]:
     return [node.meta["wire"] for node in graph.graph.nodes if node.op == "placeholder"]
 
 
-def _translate(graph: GraphModule, inputs: list[str], outputs: list[str]) -> bytes:
+def _translate(graph: GraphModule, batch: int, inputs: list[str], outputs: list[str]) -> bytes:
     """Translate to ONNX, and give inputs and outputs their names."""
     examples, dynamic = [], []
     for node in graph.graph.nodes:
         if node.op == "placeholder":
             value = node.meta["val"]
-            examples.append(torch.zeros([_size(n, _EXAMPLE_BATCH) for n in value.shape], dtype=value.dtype))
-            dynamic.append(
-                {i: torch.export.Dim.DYNAMIC for i, n in enumerate(value.shape) if isinstance(n, torch.SymInt)}
-            )
+            examples.append(torch.zeros([_size(n, batch) for n in value.shape], dtype=value.dtype))
+            dynamic.append({i: torch.export.Dim.AUTO for i, n in enumerate(value.shape) if isinstance(n, torch.SymInt)})
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -200,6 +226,10 @@ def _translate(graph: GraphModule, inputs: list[str], outputs: list[str]) -> byt
     assert program is not None  # noqa: S101  # only without dynamo
     _rename(program.model, inputs, outputs)
     proto = program.model_proto
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:  # the checker's own types, and those of shape inference
+        raise ConfigError(f"model: its ONNX graph does not hold: {_line(error)}") from error
     _check(proto)
     return bytes(proto.SerializeToString(deterministic=True))
 
@@ -223,9 +253,6 @@ def _rename(model: Any, inputs: list[str], outputs: list[str]) -> None:
 
 
 def _check(proto: Any) -> None:
-    import onnx
-
-    onnx.checker.check_model(proto, full_check=True)
     strange = {node.domain for node in proto.graph.node} - {"", "ai.onnx"}
     if strange or proto.functions:
         raise ConfigError(
@@ -280,7 +307,10 @@ def _size(n: Any, batch: int) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
+    """Give the innermost cause, which names the operator; what torch.onnx wraps around it is advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 

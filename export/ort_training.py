@@ -27,8 +27,9 @@ import onnxruntime
 from onnxruntime.capi import _pybind_state as capi
 
 from edge_runtime import bundle as bundles
+from edge_runtime import models
 from edge_runtime.backends.ort_training import CHECKPOINT, EVAL, FORMAT, MANIFEST, TRAINING, digest, require
-from edge_runtime.bundle import Bundle
+from edge_runtime.bundle import FORWARD, Bundle
 from edge_runtime.errors import ConfigError, DeviceError, EdgeError
 
 MAX_IR_VERSION = 10
@@ -54,7 +55,7 @@ def write(bundle: Bundle, folder: Path) -> None:
         (folder / TRAINING).write_bytes(training.SerializeToString())
         _write_checkpoint(bundle, folder / CHECKPOINT)
         hashes = {name: digest((folder / name).read_bytes()) for name in (TRAINING, EVAL, CHECKPOINT)}
-        record = {"format": FORMAT, "forward": digest(bundle.forward), "files": hashes}
+        record = {"format": FORMAT, "forward": digest(bundle.graphs[FORWARD]), "files": hashes}
         (folder / MANIFEST).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from error
@@ -63,7 +64,7 @@ def write(bundle: Bundle, folder: Path) -> None:
 def _evaluation(bundle: Bundle) -> onnx.ModelProto:
     """Cut the forward graph down to x, parameters -> outputs, in operators that have a gradient."""
     try:
-        model = onnx.load_from_string(bundle.forward)
+        model = onnx.load_from_string(bundle.graphs[FORWARD])
     except Exception as error:  # protobuf's errors have changed their base over its versions
         raise ConfigError(f"model: the forward graph of {bundle.model!r} is not ONNX; export it again") from error
     graph = model.graph
@@ -233,11 +234,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m edge_runtime.export.ort_training", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("bundle", type=Path, help="the folder of a bundle")
+    parser.add_argument("bundle", help="the folder of a bundle, or the name of a built-in model")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; made where it is missing")
     options = parser.parse_args(arguments)
     try:
-        write(bundles.read(options.bundle), options.out)
+        built_in = options.bundle in models.names()
+        write(bundles.built_in(options.bundle) if built_in else bundles.read(Path(options.bundle)), options.out)
     except EdgeError as error:
         print(error, file=sys.stderr)
         return error.exit_code

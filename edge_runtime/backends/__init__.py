@@ -1,6 +1,7 @@
 """What turns a model into an Oracle. A backend is loaded only when it is asked for."""
 
 import importlib.util
+from pathlib import Path
 
 from edge_runtime import bundle, models
 from edge_runtime.algorithm import Model
@@ -38,6 +39,17 @@ def load(compute: Compute, model: str, graphs: Bundle | None = None) -> Model:
 
             torch.set_threads(compute.threads)
             return torch.from_spec(spec, compute.device) if spec else torch.from_factory(model, compute.device)
+        case "ort_training" if not own:
+            _require("onnxruntime", model, "ort-training")
+            if not compute.artifacts:
+                raise ConfigError(
+                    "backend: ort_training needs --artifacts DIR; make it with "
+                    "`python -m edge_runtime.export.ort_training BUNDLE --out DIR`"
+                )
+            from edge_runtime.backends import ort_training
+
+            chosen = bundle.built_in(model) if graphs is None else graphs
+            return ort_training.from_bundle(chosen, Path(compute.artifacts), compute.threads)
         case "numpy" if spec is not None:
             if compute.device != "cpu":
                 raise DeviceError(f"backend: numpy computes only on the CPU, not on {compute.device!r}; use another")

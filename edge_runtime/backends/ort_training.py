@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import _pybind_state as capi
 
 from edge_runtime.algorithm import Model, Pullback
-from edge_runtime.bundle import Bundle
+from edge_runtime.bundle import FORWARD, Bundle
 from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.tree import Tree
 
@@ -136,7 +136,7 @@ def _check(bundle: Bundle, folder: Path) -> None:
         raise ConfigError(f"{folder / MANIFEST}: is malformed; {again}") from error
     if not known or set(files) != {TRAINING, EVAL, CHECKPOINT}:
         raise ConfigError(f"{folder / MANIFEST}: is of another version; {again}")
-    if made_of != digest(bundle.forward):
+    if made_of != digest(bundle.graphs[FORWARD]):
         raise ConfigError(f"{folder}: was not made of this bundle of {bundle.model!r}; {again}")
     for name, wanted in files.items():
         if digest(_read(folder / name, again)) != wanted:
