@@ -42,10 +42,9 @@ class InlineTrainer:
         self._done = done
 
     def start(self, task: Task) -> None:
-        """Do the task a little later."""
-        store = self._store
-        blobs = store.read(task.setup.digest), store.read(task.down.digest), store.state(task.base)
-        self._bus.later(_TASK_S, lambda: self._done(task, trainer.work(self._job, task, *blobs)))
+        """Do the task, and tell a little later."""
+        outcome = trainer.work(self._job, task, self._store)
+        self._bus.later(_TASK_S, lambda: self._done(task, outcome))
 
 
 @dataclass(frozen=True)

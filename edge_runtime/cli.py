@@ -144,13 +144,13 @@ def add_compute(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--backend", default="auto", help="auto, onnx, torch, numpy or ort_training (default auto)")
     group.add_argument("--accelerator", default="cpu", help="cpu, or cuda for onnx and torch (default cpu)")
     group.add_argument("--artifacts", default="", metavar="DIR", help="for ort_training: what its export made")
-    group.add_argument("--arena", action="store_true", help="let onnx keep freed memory: faster, more at the peak")
+    group.add_argument("--no-arena", action="store_true", help="let onnx give memory back after every operator: slower")
 
 
 def compute_table(options: argparse.Namespace) -> dict[str, Any]:
     """Read the computing flags as a table of `compute.Compute`."""
     table = {"backend": options.backend, "device": options.accelerator}
-    return {**table, "threads": options.threads, "arena": options.arena, "artifacts": options.artifacts}
+    return {**table, "threads": options.threads, "arena": not options.no_arena, "artifacts": options.artifacts}
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

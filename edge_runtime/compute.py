@@ -17,8 +17,8 @@ class Compute:
     device: str = "cpu"
     """`cpu`, or `cuda` for onnx and torch."""
     threads: int = 1
-    arena: bool = False
-    """Of onnx: keep freed memory for the next step, which is faster and takes more memory at the peak."""
+    arena: bool = True
+    """Of onnx: keep freed memory for the next step instead of asking the system for it every time."""
     artifacts: str = ""
     """Of ort_training: the folder that `python -m edge_runtime.export.ort_training` made of the model's bundle."""
 

@@ -23,13 +23,15 @@ from edge_runtime.compute import DEFAULT, Compute
 from edge_runtime.devices import meter
 from edge_runtime.errors import ConfigError, DecodeError, DeviceError
 from edge_runtime.message import Blob, Task
-from edge_runtime.store import FileStore
+from edge_runtime.processes import give_back_freed_memory
+from edge_runtime.store import FileStore, Store
 from edge_runtime.trainer_process import Outcome
 from edge_runtime.tree import Flat, Layout
 
 log = logging.getLogger(__name__)
 
-_EVALUATION_BATCH = 256
+_EVALUATION_BATCH = 32
+"""Small, so that an evaluation takes no more memory than a step of training."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +46,19 @@ class Job:
     """Models `package.module:factory` that this device is willing to import; built-in models need none."""
 
 
-def work(job: Job, task: Task, setup_bytes: bytes, down_bytes: bytes, state_bytes: bytes | None) -> Outcome:
-    """Do a task: decode, train or evaluate, measure, encode.
-
-    `down_bytes` of an evaluation hold the Down as any round's, and the whole shared model (`decode_evaluation`).
-    """
+def work(job: Job, task: Task, store: Store) -> Outcome:
+    """Do a task: decode, train or evaluate, measure, encode. Of `store` only what is in use is in memory."""
     started_s, cpu_s = time.perf_counter(), time.process_time()
     try:
-        result = _work(job, task, setup_bytes, down_bytes, state_bytes)
-    except (ConfigError, DeviceError, DecodeError) as error:
+        result = _work(job, task, store)
+    except (ConfigError, DeviceError, DecodeError, OSError) as error:
         return Outcome(reason=str(error))
     times = {"wall-s": time.perf_counter() - started_s, "cpu-s": time.process_time() - cpu_s}
     return dataclasses.replace(result, metrics={**result.metrics, **times})
 
 
-def _work(job: Job, task: Task, setup_bytes: bytes, down_bytes: bytes, state_bytes: bytes | None) -> Outcome:
-    run = setup.decode(setup_bytes)
+def _work(job: Job, task: Task, store: Store) -> Outcome:
+    run = setup.decode(store.read(task.setup.digest))
     if ":" in run.model and not run.bundle and run.model not in job.factories:
         raise DeviceError(f"model {run.model!r} is code that this device does not allow: start it with --allow-model")
     split = data.load(job.data, Path(job.cache))
@@ -68,8 +67,9 @@ def _work(job: Job, task: Task, setup_bytes: bytes, down_bytes: bytes, state_byt
         raise DeviceError(f"model {run.model!r} has other tensors on this device than on the coordinator")
     parts = algorithm.load(run.algorithm)
     settings = config.build(parts.Config, run.config, "algorithm")
-    state = None if state_bytes is None else codec.decode_state(state_bytes, 4 * model.layout.size)
-    shared, down = _unpack(task, down_bytes, parts, model.layout)
+    kept = store.state(task.base)
+    state = None if kept is None else codec.decode_state(kept, 4 * model.layout.size)
+    shared, down = _unpack(task, store.read(task.down.digest), parts, model.layout)
     client = parts.Client(settings, model, state)
     batches = data.SeededBatches(split.x_train, split.y_train, _seed(run.seed, job.device, task.round))
     _check_fit(run.model, client.personal(down), split)
@@ -135,7 +135,8 @@ def serve(read_line: Callable[[], bytes], write: Callable[[bytes], object]) -> N
         result = _serve_task(job, record["task"], Path(record["store"])) if record["task"] else check(job)
         metrics = {**result.metrics, "trainer-peak-rss-bytes": float(meter.peak_rss_bytes())}
         head = {"metrics": metrics, "reason": result.reason, "payload": len(result.payload), "state": len(result.state)}
-        write(json.dumps(head).encode() + b"\n" + result.payload + result.state)
+        for part in (json.dumps(head).encode() + b"\n", result.payload, result.state):
+            write(part)
 
 
 def check(job: Job) -> Outcome:
@@ -149,12 +150,7 @@ def check(job: Job) -> Outcome:
 
 def _serve_task(job: Job, record: dict[str, Any], folder: Path) -> Outcome:
     task = Task(**{**record, "setup": Blob(**record["setup"]), "down": Blob(**record["down"])})
-    store = FileStore(folder, exclusive=False)
-    try:
-        blobs = store.read(task.setup.digest), store.read(task.down.digest), store.state(task.base)
-    except (OSError, DeviceError) as error:
-        return Outcome(reason=str(error))
-    return work(job, task, *blobs)
+    return work(job, task, FileStore(folder, exclusive=False))
 
 
 def _job(record: dict[str, Any]) -> Job:
@@ -171,6 +167,7 @@ def main() -> None:
         sys.stdout.buffer.flush()
 
     logging.basicConfig(level=logging.WARNING, format="trainer: %(message)s")
+    give_back_freed_memory()
     serve(sys.stdin.buffer.readline, write)
 
 
