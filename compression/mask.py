@@ -20,7 +20,7 @@ same draws for ever (NEP 19), but not the same results of its sampling functions
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ from edge_runtime.compression.errors import DecodeError
 Bits = NDArray[np.bool_]
 
 SEED_BYTES = 16
+_PIECE = 1 << 18
+_TOP_BITS = 12
+_SHIFT = np.uint64(64 - _TOP_BITS)
 _SIZE = struct.Struct("<I")
 _GAPS = struct.Struct("<BII")
 
@@ -47,14 +50,40 @@ def from_seed(seed: bytes, sizes: Sequence[int], active: Sequence[int]) -> Bits:
     mask = np.zeros(sum(sizes), np.bool_)
     start = 0
     for size, kept in zip(sizes, active, strict=True):
-        draws = generator.random_raw(size) if size else np.zeros(0, np.uint64)
-        if kept:  # a partition finds the last draw that is kept ten times as fast as sorting does
-            last = np.partition(draws, kept - 1)[kept - 1]
-            part = mask[start : start + size]
-            part[:] = draws < last
-            part[np.flatnonzero(draws == last)[: kept - int(np.count_nonzero(part))]] = True
+        _turn_on(mask[start : start + size], kept, generator)
         start += size
     return mask
+
+
+def _turn_on(part: Bits, kept: int, generator: np.random.PCG64) -> None:
+    """Turn on the `kept` coordinates with the smallest draws.
+
+    The draws are made twice, piece by piece, since all of a large tensor's would take eight times its mask's memory:
+    once to find the top bits of the last draw that is kept, and once to compare.
+    """
+    state = generator.state
+    counts = np.zeros(1 << _TOP_BITS, np.int64)
+    for _, draws in _pieces(len(part), generator):
+        counts += np.bincount((draws >> _SHIFT).astype(np.int64), minlength=len(counts))
+    if not kept:
+        return
+    generator.state = state
+    through = np.cumsum(counts)
+    last = int(np.searchsorted(through, kept))
+    close, where = [], []
+    for start, draws in _pieces(len(part), generator):
+        top = draws >> _SHIFT
+        part[start : start + len(draws)] = top < last
+        at = np.flatnonzero(top == last)
+        close.append(draws[at])
+        where.append(at + start)
+    order = np.argsort(np.concatenate(close), kind="stable")
+    part[np.concatenate(where)[order[: kept - int(through[last] - counts[last])]]] = True
+
+
+def _pieces(size: int, generator: np.random.PCG64) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+    for start in range(0, size, _PIECE):
+        yield start, generator.random_raw(min(_PIECE, size - start))
 
 
 def encode(bits: Bits) -> bytes:
