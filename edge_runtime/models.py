@@ -168,7 +168,14 @@ def _cnn() -> ModelSpec:
 
 def _cnn_large() -> ModelSpec:
     """The `cnn` with wider layers, to measure what grows with the number of parameters: 9,857,290 of them."""
-    features = (Conv(1, 64, (5, 5), padding=2), Relu(), MaxPool(2), Conv(64, 128, (5, 5), padding=2), Relu(), MaxPool(2))
+    features = (
+        Conv(1, 64, (5, 5), padding=2),
+        Relu(),
+        MaxPool(2),
+        Conv(64, 128, (5, 5), padding=2),
+        Relu(),
+        MaxPool(2),
+    )
     return ModelSpec("cnn-large", (*features, Flatten(), Linear(6272, 1536), Relu(), Linear(1536, 10)), (1, 28, 28), 10)
 
 
