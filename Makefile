@@ -4,7 +4,10 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+install = PYTHONWARNINGS=ignore $(1)/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+PIP := $(call install,$(VENV))
+# onnxruntime-training shares its import name with onnxruntime, so its tests have an environment of their own.
+ORT_TRAINING := $(VENV)/ort-training
 SOURCES := edge_runtime coordinator compression export devices tests .ci
 
 # A device trains on one core, so the tests do too (and parallel tests would fight over the cores).
@@ -23,8 +26,10 @@ help: ## list the targets
 demo: $(VENV)/.demo-stamp ## set up and run the demo: a broker, a coordinator and 20 agents (ARGS="--rounds 5")
 	@exec $(BIN)/edge-coordinator demo $(ARGS)
 
-test: $(VENV)/.test-stamp ## set up and run all tests (ARGS="-k fedspa" for some)
+test: $(VENV)/.test-stamp $(ORT_TRAINING)/.stamp ## set up and run all tests (ARGS="-k fedspa" for some)
 	@exec $(BIN)/python -m pytest -n auto $(ARGS)
+	@$(if $(strip $(ARGS)),:,test ! -x $(ORT_TRAINING)/bin/python || \
+	  exec $(ORT_TRAINING)/bin/python -m pytest tests/backends/test_ort_training.py)
 
 format: $(VENV)/.test-stamp ## format the code
 	@$(BIN)/ruff format $(SOURCES)
@@ -51,7 +56,7 @@ $(VENV)/.demo-stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo 'Python 3.11 or newer is needed, and "$(PYTHON)" is not: name one with  make $(MAKECMDGOALS) PYTHON=python3.12' >&2; \
 	  exit 1; }
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { $(create_venv); }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { $(call create_venv,$(PYTHON),$(VENV)); }
 	@echo 'Installing the pinned dependencies into $(VENV) (once; about a minute) ...'
 	@$(PIP) setuptools
 	@$(PIP) --no-build-isolation --editable '.[coordinator,broker,onnx]'
@@ -65,13 +70,26 @@ $(VENV)/.test-stamp: $(VENV)/.demo-stamp
 	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
 
+$(ORT_TRAINING)/.stamp: $(VENV)/.test-stamp
+	@mkdir -p $(ORT_TRAINING)
+	@if $(BIN)/python -c 'import platform as p, sys; \
+	    sys.exit(sys.platform != "linux" or p.machine() != "x86_64" or sys.version_info >= (3, 13))'; then \
+	  echo 'Installing onnxruntime-training into $(ORT_TRAINING) (once; half a minute) ...'; \
+	  { $(call create_venv,$(BIN)/python,$(ORT_TRAINING)); } && \
+	  $(call install,$(ORT_TRAINING)) setuptools && \
+	  $(call install,$(ORT_TRAINING)) --no-build-isolation --editable '.[ort-training]' pytest; \
+	else \
+	  echo 'onnxruntime-training has no wheels for this machine or Python: the tests that need it are skipped'; \
+	fi
+	@touch $@
+
 # Debian ships Python without ensurepip; its python3-pip package can stand in for it.
 define create_venv
-if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
-  $(PYTHON) -m venv $(VENV); \
-elif $(PYTHON) -m pip --python $(PYTHON) --version >/dev/null 2>&1; then \
-  $(PYTHON) -m venv --without-pip $(VENV) && \
-  $(PYTHON) -m pip --python $(BIN)/python --disable-pip-version-check --quiet install pip; \
+if $(1) -c 'import ensurepip' 2>/dev/null; then \
+  $(1) -m venv $(2); \
+elif $(1) -m pip --python $(1) --version >/dev/null 2>&1; then \
+  $(1) -m venv --without-pip $(2) && \
+  $(1) -m pip --python $(2)/bin/python --disable-pip-version-check --quiet install pip; \
 else \
   echo 'This Python cannot make virtual environments. On Debian or Ubuntu:  sudo apt install python3-venv' >&2; \
   exit 1; \

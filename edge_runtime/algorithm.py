@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.compression import codec
 from edge_runtime.errors import ConfigError, DecodeError
+from edge_runtime.mask import Mask
 from edge_runtime.tree import Flat, Layout, Tree
 
 M = typing.TypeVar("M")
@@ -46,7 +47,7 @@ class Oracle(Protocol):
 
         Returns:
             The outputs [batch, classes], and a function that takes d loss / d outputs (same shape) to
-            d loss / d params. The function may be called once, or never.
+            d loss / d params, which are the caller's to change. The function may be called once, or never.
         """
         ...
 
@@ -57,6 +58,20 @@ class Model:
 
     layout: Layout
     oracle: Oracle
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model and parameters for it [its layout's size]; of a sparse model the active values only."""
+
+    model: Model
+    values: Flat
+    mask: Mask | None = None
+    """Where the values lie in the dense model; None: they are all."""
+
+    def dense(self) -> Flat:
+        """Give the parameters of the dense model [size]."""
+        return self.values if self.mask is None else self.mask.unpack(self.values)
 
 
 @dataclass(frozen=True)
@@ -99,8 +114,8 @@ class Client(Protocol):
         """Give the whole shared model where `down` carries it, else None (a masked part is not the whole)."""
         ...
 
-    def personal(self, down: Any | None) -> Flat:
-        """Give the personal model [size]: before local training as `down` makes it, or (None) after `round`."""
+    def personal(self, down: Any | None) -> Fitted:
+        """Give the personal model: before local training as `down` makes it, or (None) after `round`."""
         ...
 
     def round(self, down: Any, batches: Batches) -> Any:

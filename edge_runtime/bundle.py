@@ -3,6 +3,8 @@
     BUNDLE/manifest.json    what the model is, and the SHA-256 of every other file
     BUNDLE/forward.onnx     parameters, x -> outputs, saved activations
     BUNDLE/backward.onnx    parameters, x, saved activations, grad -> gradients of the parameters
+    BUNDLE/packed-*.onnx    the same for sparse models, on active values (`packed.py`): forward, backward, and growth,
+                            which gives the places of the largest gradients (`export/packed.py` has their ends)
     BUNDLE/initial.bin      initial parameters (`compression/codec.py`); built-in models draw theirs from the run's seed
 
 In the graphs a parameter has its own name, the input is `x`, the output `outputs`, saved activations `saved.0`, ... ,
@@ -27,7 +29,10 @@ from edge_runtime.compression import codec, frames
 from edge_runtime.errors import ConfigError, DecodeError
 from edge_runtime.tree import Flat, Layout
 
-MANIFEST, FORWARD, BACKWARD, INITIAL = "manifest.json", "forward.onnx", "backward.onnx", "initial.bin"
+MANIFEST, INITIAL = "manifest.json", "initial.bin"
+FORWARD, BACKWARD = "forward.onnx", "backward.onnx"
+PACKED_FORWARD, PACKED_BACKWARD, GROWTH = "packed-forward.onnx", "packed-backward.onnx", "packed-growth.onnx"
+GRAPHS = (FORWARD, BACKWARD, PACKED_FORWARD, PACKED_BACKWARD, GROWTH)
 MAX_BYTES = 1 << 26
 """Largest bundle without initial parameters that is let in from the network."""
 _FORMAT = 1
@@ -74,8 +79,8 @@ class Bundle:
     memory: Memory
     opset: int
     ir_version: int
-    forward: bytes
-    backward: bytes
+    graphs: Mapping[str, bytes]
+    """The ONNX graphs by file name: those of `GRAPHS`."""
     initial: Flat | None
     """Initial parameters [size]; None: drawn from the run's seed."""
 
@@ -88,7 +93,7 @@ class Bundle:
 
 def files(bundle: Bundle) -> dict[str, bytes]:
     """Write a bundle as the content of its files by name; the inverse of `from_files`."""
-    content = {FORWARD: bundle.forward, BACKWARD: bundle.backward}
+    content = dict(bundle.graphs)
     if bundle.initial is not None:
         content[INITIAL] = codec.encode([bundle.initial])
     manifest = {
@@ -134,7 +139,7 @@ def _parse(record: Any, content: Mapping[str, bytes], where: str) -> Bundle:
         raise ConfigError(f"{where}: format {record['format']!r} of a bundle is not known here; this reads {_FORMAT}")
     if set(record) != _KEYS:
         raise ValueError(f"its keys are {', '.join(sorted(record))}")
-    if not {FORWARD, BACKWARD} <= set(record["files"]) <= {FORWARD, BACKWARD, INITIAL}:
+    if not set(GRAPHS) <= set(record["files"]) <= {*GRAPHS, INITIAL}:
         raise ValueError(f"its files are {', '.join(sorted(record['files']))}")
     for name, digest in record["files"].items():
         if name not in content:
@@ -163,8 +168,7 @@ def _parse(record: Any, content: Mapping[str, bytes], where: str) -> Bundle:
         Memory(_count(record["memory"]["fixed"], 0), _count(record["memory"]["per_sample"], 0)),
         _count(record["opset"]),
         _count(record["ir_version"]),
-        content[FORWARD],
-        content[BACKWARD],
+        {name: content[name] for name in GRAPHS},
         initial,
     )
 
@@ -198,7 +202,7 @@ def read(folder: Path) -> Bundle:
         ConfigError: it is not one, or damaged.
     """
     content = {}
-    for name in (MANIFEST, FORWARD, BACKWARD, INITIAL):
+    for name in (MANIFEST, *GRAPHS, INITIAL):
         try:
             content[name] = (folder / name).read_bytes()
         except FileNotFoundError:
@@ -222,7 +226,7 @@ def pack(bundle: Bundle) -> bytes:
     """Write a bundle without its initial parameters as one string of bytes, compressed; the inverse of `unpack`."""
     parts: list[bytes | int] = []
     content = files(Bundle(**{**vars(bundle), "initial": None}))
-    for name in (MANIFEST, FORWARD, BACKWARD):
+    for name in (MANIFEST, *GRAPHS):
         parts += [len(content[name]), frames.pack(content[name])]
     return codec.encode(parts)
 
@@ -233,7 +237,7 @@ def unpack(data: bytes) -> Bundle:
     Raises:
         DecodeError: they are not one.
     """
-    names = (MANIFEST, FORWARD, BACKWARD)
+    names = (MANIFEST, *GRAPHS)
     parts = codec.decode(data, 0, max_sections=2 * len(names))
     content = {}
     if len(parts) != 2 * len(names):
@@ -246,6 +250,12 @@ def unpack(data: bytes) -> Bundle:
         return from_files(content, "bundle")
     except ConfigError as error:
         raise DecodeError(str(error)) from error
+
+
+def row_bounds(rows: int, tiles: int) -> list[int]:
+    """Cut a matrix's rows into runs that packed graphs work on one after the other; gives their ends, 0 first."""
+    step = -(-rows // tiles)
+    return [*range(0, rows, step), rows]
 
 
 def training_bytes(bundle: Bundle, batch: int, copies: float) -> int:

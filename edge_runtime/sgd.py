@@ -1,28 +1,29 @@
-"""Local training: stochastic gradient descent on a flat vector, dense or within a mask.
+"""Local training: stochastic gradient descent on a flat vector, of a dense model or of the active values of one.
 
 One step at x with learning rate lr_t = lr * lr-decay^t in round t (PyTorch's order of things):
 
-    g <- gradient of the loss, times the mask, then clipped to norm clip-norm
+    g <- gradient of the loss, clipped to norm clip-norm
     v <- momentum * v + g + weight-decay * x + pull(x)
     x <- x - lr_t * v
 
-The mask comes before the clipping, or else the norm of coordinates that are not there would shrink the step. The
-velocity v starts at zero in every round and is zero outside the mask.
+Under a mask only active values have a gradient, so what is not there cannot shrink the step. The velocity v starts at
+zero in every round.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_runtime import losses
 from edge_runtime.algorithm import Batch, Batches, Model
 from edge_runtime.errors import ConfigError, DeviceError
+from edge_runtime.mask import Mask, Places
+from edge_runtime.packed import PackedModel
 from edge_runtime.tree import Flat
 
-Bits = NDArray[np.bool_]
+_PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,16 @@ def require_one_of(key: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def gradient(model: Model, x: Flat, batch: Batch) -> Flat:
-    """Compute the dense gradient [size] of a batch's mean cross-entropy at the parameters `x` [size]."""
+    """Compute the gradient [size] of a batch's mean cross-entropy at the parameters `x` [size]."""
     outputs, pullback = model.oracle.vjp(model.layout.views(x), batch.x)
     _, slope = losses.cross_entropy(outputs, batch.y)
     return model.layout.join(pullback(slope))
+
+
+def steepest(model: PackedModel, x: Flat, batch: Batch, barred: Mask, numbers: Sequence[int]) -> list[Places]:
+    """Find the `numbers[l]` places of each tensor, none barred, where a batch's dense gradient is largest at `x`."""
+    views = model.layout.views(x)
+    return model.oracle.largest(views, batch.x, lambda y: losses.cross_entropy(y, batch.y)[1], barred, numbers)
 
 
 def descend(
@@ -96,43 +103,42 @@ def descend(
     sgd: Sgd,
     round_: int,
     *,
-    mask: Bits | None = None,
     pull: Callable[[Flat], Flat] | None = None,
 ) -> Flat:
     """Train for one round from `start` [size], which is left as it is.
 
+    Beside `start` this holds the parameters, one gradient and, with momentum, the velocity.
+
     Args:
-        model: what to train.
-        start: where to begin; where `mask` is off it counts as 0.
+        model: what to train; under a mask the model of the active values (`packed.of`).
+        start: where to begin.
         batches: the device's samples.
         sgd: the settings.
         round_: which round it is.
-        mask: the coordinates that there are [size]; None: all.
         pull: a further gradient at x, of a penalty say; it is not clipped.
 
     Returns:
-        The trained parameters [size], exactly 0 where `mask` is off.
+        The trained parameters [size].
 
     Raises:
         DeviceError: the training diverged.
     """
-    off = None if mask is None else ~mask
     x = start.copy()
-    _clear(x, off)
-    velocity = np.zeros_like(x)
+    velocity = np.zeros_like(x) if sgd.momentum else None
     rate = np.float32(sgd.rate(round_))
     with np.errstate(over="ignore", invalid="ignore"):  # what diverges is told below, in one line
         for batch in _batches(batches, sgd):
             step = gradient(model, x, batch)
-            _clear(step, off)
             _clip(step, sgd.clip_norm)
-            step += np.float32(sgd.weight_decay) * x
+            _add_scaled(step, np.float32(sgd.weight_decay), x)
             if pull is not None:
                 step += pull(x)
-                _clear(step, off)
-            velocity *= np.float32(sgd.momentum)
-            velocity += step
-            x -= rate * velocity
+            if velocity is not None:
+                velocity *= np.float32(sgd.momentum)
+                velocity += step
+                step[:] = velocity
+            step *= rate
+            x -= step
     if not np.isfinite(x).all():
         raise DeviceError(f"training diverged in round {round_}: lower lr ({sgd.lr:g}), or set clip-norm")
     return x
@@ -147,9 +153,11 @@ def _batches(batches: Batches, sgd: Sgd) -> Iterator[Batch]:
             yield from batches.epoch(sgd.batch_size)
 
 
-def _clear(values: Flat, off: Bits | None) -> None:
-    if off is not None:
-        values[off] = 0
+def _add_scaled(total: Flat, factor: np.float32, values: Flat) -> None:
+    """Add factor * values to `total`, piece by piece: the product of all would be one more vector of that size."""
+    for start in range(0, len(total) if factor else 0, _PIECE):
+        part = slice(start, start + _PIECE)
+        total[part] += factor * values[part]
 
 
 def _clip(step: Flat, norm: float) -> None:

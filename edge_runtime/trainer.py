@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edge_runtime import algorithm, backends, bundle, config, data, losses, setup
+from edge_runtime.algorithm import Fitted
 from edge_runtime.compression import codec
 from edge_runtime.compute import DEFAULT, Compute
 from edge_runtime.devices import meter
@@ -67,30 +66,32 @@ def _work(job: Job, task: Task, setup_bytes: bytes, down_bytes: bytes, state_byt
     model = backends.load(job.compute, run.model, bundle.unpack(run.bundle) if run.bundle else None)
     if model.layout != Layout(run.names, run.shapes):
         raise DeviceError(f"model {run.model!r} has other tensors on this device than on the coordinator")
-    _check_fit(run.model, model, split)
     parts = algorithm.load(run.algorithm)
     settings = config.build(parts.Config, run.config, "algorithm")
     state = None if state_bytes is None else codec.decode_state(state_bytes, 4 * model.layout.size)
     shared, down = _unpack(task, down_bytes, parts, model.layout)
     client = parts.Client(settings, model, state)
     batches = data.SeededBatches(split.x_train, split.y_train, _seed(run.seed, job.device, task.round))
+    _check_fit(run.model, client.personal(down), split)
     shared = client.shared(down) if shared is None else shared
     metrics = {"train-samples": float(len(split.y_train)), "test-samples": float(len(split.y_test))}
     if shared is not None:
-        metrics["accuracy-shared"] = _accuracy(model, shared, split)
-    metrics["accuracy-personal-before"] = _accuracy(model, client.personal(down), split)
+        metrics["accuracy-shared"] = _accuracy(Fitted(model, shared), split)
+    metrics["accuracy-personal-before"] = _accuracy(client.personal(down), split)
     up = client.round(down, batches)
-    metrics["accuracy-personal"] = _accuracy(model, client.personal(None), split)
+    metrics["accuracy-personal"] = _accuracy(client.personal(None), split)
     if task.phase == "evaluate":
         return Outcome(metrics=metrics)
     return Outcome(algorithm.encode(up), codec.encode_state(client.state()), metrics)
 
 
-def _check_fit(name: str, model: algorithm.Model, split: data.Split) -> None:
+def _check_fit(name: str, fitted: Fitted, split: data.Split) -> None:
     """Evaluate one sample: does the model take this device's data, and can it name all its classes?"""
     x = split.x_train[:1]
     try:
-        outputs, _ = model.oracle.vjp(model.layout.views(np.zeros(model.layout.size, np.float32)), x)
+        outputs, _ = fitted.model.oracle.vjp(fitted.model.layout.views(fitted.values), x)
+    except DeviceError:
+        raise
     except Exception as error:  # of a framework or of the user's own module: whatever they make of a wrong shape
         reason = " ".join(str(error).split())[:200]
         raise DeviceError(f"model {name!r} does not take samples of shape {x.shape[1:]}: {reason}") from error
@@ -112,8 +113,9 @@ def _seed(seed: int, device: str, round_: int) -> list[int]:
     return [int.from_bytes(digest[i : i + 4], "little") for i in range(0, 16, 4)]
 
 
-def _accuracy(model: algorithm.Model, flat: Flat, split: data.Split) -> float:
-    params = model.layout.views(flat)
+def _accuracy(fitted: Fitted, split: data.Split) -> float:
+    model = fitted.model
+    params = model.layout.views(fitted.values)
     right = 0
     for start in range(0, len(split.y_test), _EVALUATION_BATCH):
         part = slice(start, start + _EVALUATION_BATCH)

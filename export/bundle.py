@@ -20,7 +20,7 @@ from edge_runtime import bundle, models
 from edge_runtime.backends import torch as torch_backend
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import ConfigError, EdgeError
-from edge_runtime.export import check, graphs
+from edge_runtime.export import check, graphs, packed
 
 _TYPES = {"float32": torch.float32, "int64": torch.int64}
 
@@ -70,7 +70,14 @@ def _make(
     layout = torch_backend.layout(module)
     versions = (graphs.OPSET, graphs.IR_VERSION)
     ends = (input_shape, input_type, made.outputs, private, made.saved, made.memory)
-    return Bundle(name, layout, *ends, *versions, made.forward, made.backward, None)
+    content = {
+        bundle.FORWARD: made.forward,
+        bundle.BACKWARD: made.backward,
+        bundle.PACKED_FORWARD: packed.forward(made.forward, layout),
+        bundle.PACKED_BACKWARD: packed.backward(made.backward, layout),
+        bundle.GROWTH: packed.growth(made.backward, layout),
+    }
+    return Bundle(name, layout, *ends, *versions, content, None)
 
 
 def write(made: Bundle, folder: Path) -> None:

@@ -4,8 +4,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_runtime import packed
 from edge_runtime.algorithm import Batch, Model
 from edge_runtime.errors import ConfigError, DeviceError
+from edge_runtime.mask import from_bits
 from edge_runtime.sgd import Sgd, descend
 from edge_runtime.tree import Layout
 
@@ -37,10 +39,13 @@ def train(
     plain = {"lr": 0.1, "lr_decay": 1.0, "clip_norm": 0.0, "weight_decay": 0.0, "local_steps": steps}
     model = Model(Layout(("w",), ((len(start),),)), Slopes(slopes))
     begin = np.array(start, np.float32)
-    bits = None if mask is None else np.array(mask, np.bool_)
-    x = descend(model, begin, batches(), Sgd(**(plain | settings)), round_, mask=bits, pull=pull)
-    assert begin.tolist() == np.array(start, np.float32).tolist(), "the start was changed"
-    return x.tolist()
+    if mask is None:
+        x = descend(model, begin, batches(), Sgd(**(plain | settings)), round_, pull=pull)
+        assert begin.tolist() == np.array(start, np.float32).tolist(), "the start was changed"
+        return x.tolist()
+    active = from_bits(model.layout, np.array(mask, np.bool_))
+    x = descend(packed.of(model, active), active.pack(begin), batches(), Sgd(**(plain | settings)), round_, pull=pull)
+    return active.unpack(x).tolist()
 
 
 def test_a_quadratic_shrinks_by_its_closed_form() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edge_runtime import fixed, sgd
-from edge_runtime.algorithm import Batches, Model, State
+from edge_runtime.algorithm import Batches, Fitted, Model, State
 from edge_runtime.algorithms.fedavg import Down, Server, Up
 from edge_runtime.errors import DecodeError
 from edge_runtime.tree import Flat
@@ -60,8 +60,11 @@ class Client:
             raise DecodeError(f"Down: {len(down.values)} values where {self._model.layout.size} are expected")
         return down.values
 
-    def personal(self, down: Down | None) -> Flat:
+    def personal(self, down: Down | None) -> Fitted:
         """Give v, before or after training."""
+        return Fitted(self._model, self._values(down))
+
+    def _values(self, down: Down | None) -> Flat:
         if self._own is not None:
             return self._own
         if down is None:
@@ -75,10 +78,10 @@ class Client:
         own = replace(config, local_epochs=config.personal_epochs, local_steps=config.personal_steps)
         force = np.float32(config.attraction)
         self._own = sgd.descend(
-            self._model, self.personal(down), batches, own, down.round, pull=lambda v: force * (v - start)
+            self._model, self._values(down), batches, own, down.round, pull=lambda v: force * (v - start)
         )
         return Up(down.round, len(batches), start - trained)
 
     def state(self) -> State:
         """Give v."""
-        return {"personal": self.personal(None)}
+        return {"personal": self._values(None)}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_runtime import fixed, sgd
-from edge_runtime.algorithm import Batches, Model, State
+from edge_runtime.algorithm import Batches, Fitted, Model, State
 from edge_runtime.errors import DecodeError
 from edge_runtime.tree import Flat, Layout
 
@@ -62,13 +62,13 @@ class Client:
         """Give w_t."""
         return _checked(down, self._model.layout)
 
-    def personal(self, down: Down | None) -> Flat:
+    def personal(self, down: Down | None) -> Fitted:
         """Give w_t, or x_N after training."""
         if down is not None:
-            return self.shared(down)
+            return Fitted(self._model, self.shared(down))
         if self._trained is None:
             raise ValueError("personal(None) is asked before round")
-        return self._trained
+        return Fitted(self._model, self._trained)
 
     def round(self, down: Down, batches: Batches) -> Up:
         """Train w_t to x_N."""

@@ -24,16 +24,16 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edge_runtime import fixed, sgd
-from edge_runtime.algorithm import Batches, Model, State
+from edge_runtime import fixed, packed, sgd
+from edge_runtime.algorithm import Batches, Fitted, Model, State
 from edge_runtime.compression import codec
 from edge_runtime.compression import mask as masks
 from edge_runtime.errors import ConfigError, DecodeError
+from edge_runtime.mask import Bits, Mask, Places, from_bits
 from edge_runtime.tree import Flat, Layout
 
-Bits = NDArray[np.bool_]
+_NOWHERE: Places = np.empty(0, np.int32)
 
 _ROUNDING = 1e-9
 """So that ceil(0.07 * 100) is 7 and floor(0.7 * 10) is 7 whatever the last bit of the product says."""
@@ -179,47 +179,28 @@ def moves(sizes: tuple[int, ...], counts: tuple[int, ...], rate: float, exclude_
     )
 
 
-def prune(bits: Bits, values: Flat, layout: Layout, numbers: tuple[int, ...]) -> Bits:
-    """Choose in each tensor the `numbers[l]` active weights that are smallest; of equals, those that come first."""
-    dropped = np.zeros(layout.size, np.bool_)
-    for where, number in zip(layout.slices, numbers, strict=True):
+def prune(mask: Mask, values: Flat, numbers: tuple[int, ...]) -> Bits:
+    """Choose in each tensor the `numbers[l]` active values that are smallest; of equals, those that come first.
+
+    Gives one bool for each active value [packed size].
+    """
+    dropped = np.zeros(len(values), np.bool_)
+    for held, number in zip(mask.packed.slices, numbers, strict=True):
         if number:
-            active = np.flatnonzero(bits[where])
-            order = np.argsort(np.abs(values[where][active]), kind="stable")
-            dropped[where][active[order[:number]]] = True
+            order = np.argsort(np.abs(values[held]), kind="stable")
+            dropped[held][order[:number]] = True
     return dropped
 
 
-def grow(
-    bits: Bits, barred: Bits | None, choice: Flat | np.random.Generator, layout: Layout, numbers: tuple[int, ...]
-) -> Bits:
-    """Turn on `numbers[l]` inactive weights in each tensor; gives a new mask [size].
-
-    Args:
-        bits: the mask after pruning [size].
-        barred: weights that may not grow [size].
-        choice: a gradient [size], the largest of which grow (of equals, those that come first); or a random generator.
-        layout: the tensors.
-        numbers: how many grow in each.
-    """
-    grown = bits.copy()
-    free = ~bits if barred is None else ~(bits | barred)
-    for where, number in zip(layout.slices, numbers, strict=True):
-        if not number:
-            continue
-        places = np.flatnonzero(free[where])
-        if isinstance(choice, np.random.Generator):
-            chosen = choice.choice(places, number, replace=False)
-        else:
-            chosen = places[np.argsort(-np.abs(choice[where][places]), kind="stable")[:number]]
-        grown[where][chosen] = True
+def grow_at_random(barred: Mask, rng: np.random.Generator, numbers: tuple[int, ...]) -> list[Places]:
+    """Draw `numbers[l]` places of each tensor, none of them barred."""
+    grown = []
+    for size, at, number in zip(barred.layout.sizes, barred.places, numbers, strict=True):
+        free = np.ones(size if number else 0, np.bool_)
+        if number and at is not None:
+            free[at] = False
+        grown.append(rng.choice(np.flatnonzero(free), number, replace=False).astype(np.int32) if number else _NOWHERE)
     return grown
-
-
-def _scatter(bits: Bits, values: Flat) -> Flat:
-    full = np.zeros(len(bits), np.float32)
-    full[bits] = values
-    return full
 
 
 def _check(bits: Bits, layout: Layout, counts: tuple[int, ...]) -> Bits:
@@ -237,17 +218,18 @@ class Client:
         self._config, self._model, self._state = config, model, state
         self._layout = model.layout
         self._counts = active_counts(model.layout, config)
-        self._trained: Flat | None = None
+        self._trained: Fitted | None = None
         self._next: State = {}
 
     def shared(self, down: Down) -> None:  # noqa: ARG002
         """Give nothing: a device sees a part of the shared model only."""
         return
 
-    def personal(self, down: Down | None) -> Flat:
+    def personal(self, down: Down | None) -> Fitted:
         """Give m_t * w_t, or x_N after training."""
         if down is not None:
-            return self._received(down)[1]
+            mask, values = self._received(down)
+            return Fitted(packed.of(self._model, mask), values, mask)
         if self._trained is None:
             raise ValueError("personal(None) is asked before round")
         return self._trained
@@ -256,23 +238,26 @@ class Client:
         """Train within the mask, and move it."""
         config = self._config
         old, start = self._received(down)
-        first = bool(down.seed or down.mask)
-        new = self._move_first(old, start, down.round, batches) if config.moves_first and not first else old
-        self._trained = trained = sgd.descend(self._model, start, batches, config, down.round, mask=new)
-        values = (start - trained)[new]
+        mask = old
+        if config.moves_first and not (down.seed or down.mask):
+            mask = self._move_first(old, start, down.round, batches)
+            start = old.carry(start, mask)
+        model = packed.of(self._model, mask)
+        trained = sgd.descend(model, start, batches, config, down.round)
+        self._trained = Fitted(model, trained, mask)
+        new = mask
         if config.mode == "dst" and config.mask_order == "after-train":
-            numbers = self._numbers(down.round)
-            new = self._regrow(old, prune(old, trained, self._layout, numbers), trained, batches)
-        self._next = self._remember(new, down.round)
-        change = b"" if np.array_equal(old, new) else masks.encode_change(old, new)
-        return Up(down.round, len(batches), values, change)
+            new = self._regrow(mask, prune(mask, trained, self._numbers(down.round)), trained, batches)
+        self._next = self._remember(new, trained, down.round)
+        change = b"" if old.same(new) else masks.encode_change(old.bits(), new.bits())
+        return Up(down.round, len(batches), start - trained, change)
 
     def state(self) -> State:
         """Give the mask of the next round, and what moving it will need."""
         return self._next
 
-    def _received(self, down: Down) -> tuple[Bits, Flat]:
-        """Give the mask that the values of `down` lie on, and the values in their places [size]."""
+    def _received(self, down: Down) -> tuple[Mask, Flat]:
+        """Give the mask that the values of `down` lie on, and these [packed size]."""
         layout = self._layout
         if down.round < 0 or len(down.seed) not in (0, 16):
             raise DecodeError(f"Down: round {down.round} with a seed of {len(down.seed)} bytes")
@@ -286,40 +271,43 @@ class Client:
             raise DecodeError("Down: it has no mask, and this device holds none")
         if len(down.values) != sum(self._counts):
             raise DecodeError(f"Down: {len(down.values)} values where {sum(self._counts)} are expected")
-        return bits, _scatter(_check(bits, layout, self._counts), down.values)
+        return from_bits(layout, _check(bits, layout, self._counts)), down.values
 
     def _numbers(self, round_: int) -> tuple[int, ...]:
         config = self._config
         return moves(self._layout.sizes, self._counts, config.move_rate(round_), config.exclude_just_pruned)
 
-    def _move_first(self, old: Bits, start: Flat, round_: int, batches: Batches) -> Bits:
+    def _move_first(self, old: Mask, start: Flat, round_: int, batches: Batches) -> Mask:
         """Move the mask at the start of a round, by what the last one left."""
         if self._state is None:
             return old
         if self._config.mask_order == "split":
-            dropped = masks.decode(typing.cast(bytes, self._state["dropped"]), self._layout.size) & old
+            dropped = masks.decode(typing.cast(bytes, self._state["dropped"]), self._layout.size)[old.bits()]
             return self._regrow(old, dropped, np.where(dropped, np.float32(0), start), batches)
-        last = _scatter(old, typing.cast(Flat, self._state["values"]))
-        return self._regrow(old, prune(old, last, self._layout, self._numbers(round_)), last, batches)
+        last = typing.cast(Flat, self._state["values"])
+        return self._regrow(old, prune(old, last, self._numbers(round_)), last, batches)
 
-    def _regrow(self, old: Bits, dropped: Bits, at: Flat, batches: Batches) -> Bits:
-        """Grow as many weights as were dropped, by the dense gradient of one batch at the point `at` [size]."""
+    def _regrow(self, old: Mask, dropped: Bits, at: Flat, batches: Batches) -> Mask:
+        """Grow as many weights as were dropped, by the dense gradient of one batch at the point `at` [packed size]."""
         if not dropped.any():
             return old
         config = self._config
-        numbers = tuple(int(np.count_nonzero(dropped[where])) for where in self._layout.slices)
-        choice: Flat | np.random.Generator = batches.rng
+        numbers = tuple(int(np.count_nonzero(dropped[held])) for held in old.packed.slices)
+        kept = old.keep(~dropped)
+        barred = old if config.exclude_just_pruned else kept
         if config.grow == "gradient":
-            choice = sgd.gradient(self._model, at, batches.sample(config.batch_size))
-        return grow(old & ~dropped, dropped if config.exclude_just_pruned else None, choice, self._layout, numbers)
+            batch = batches.sample(config.batch_size)
+            grown = sgd.steepest(packed.of(self._model, old), at, batch, barred, numbers)
+        else:
+            grown = grow_at_random(barred, batches.rng, numbers)
+        return kept.add(grown)
 
-    def _remember(self, new: Bits, round_: int) -> State:
-        state: dict[str, int | float | bytes | Flat] = {"mask": masks.encode(new)}
-        trained = self.personal(None)
+    def _remember(self, new: Mask, trained: Flat, round_: int) -> State:
+        state: dict[str, int | float | bytes | Flat] = {"mask": masks.encode(new.bits())}
         if self._config.moves_first and self._config.mask_order == "split":
-            state["dropped"] = masks.encode(prune(new, trained, self._layout, self._numbers(round_)))
+            state["dropped"] = masks.encode(new.keep(prune(new, trained, self._numbers(round_))).bits())
         elif self._config.moves_first:
-            state["values"] = trained[new]
+            state["values"] = trained
         return state
 
 
@@ -345,11 +333,11 @@ class Server:
 
     def down(self, device: str, first: bool) -> Down:
         """Give the values that the device's mask picks out of w_t, and to one without a mask also that."""
-        packed = self._packed(device)
-        values = self._model[self._bits(device, packed)]
+        coded = self._mask(device)
+        values = self._model[self._bits(device, coded)]
         if not first:
             return Down(self.round, values, b"", b"")
-        return Down(self.round, values, b"" if packed else self._mask_seed(device), packed)
+        return Down(self.round, values, b"" if coded else self._mask_seed(device), coded)
 
     def absorb(self, device: str, up: Up) -> None:
         """Fold in an update, and write down where the mask moves.
@@ -360,13 +348,13 @@ class Server:
         """
         if up.round != self.round:
             raise DecodeError(f"Up: it is of round {up.round}, not {self.round}")
-        packed = self._packed(device)
-        old = new = self._bits(device, packed)
+        coded = self._mask(device)
+        old = new = self._bits(device, coded)
         if up.mask:
             if self._config.mode == "rsm":
                 raise DecodeError("Up: a mask moves, but the masks of this run are static")
             new = _check(masks.decode_change(up.mask, old), self._layout, self._counts)
-        entry = codec.encode([self.round, packed, masks.encode(new)]) if up.mask else b""
+        entry = codec.encode([self.round, coded, masks.encode(new)]) if up.mask else b""
         self._total.add(up.values, new if self._config.moves_first else old, up.samples)
         if entry:
             self._devices[device] = entry
@@ -391,17 +379,17 @@ class Server:
         self._model[:] = typing.cast(Flat, state["model"])
         self._total.clear()
 
-    def _packed(self, device: str) -> bytes:
-        """Give a device's mask of this round, packed; empty: it is the seed's."""
+    def _mask(self, device: str) -> bytes:
+        """Give a device's mask of this round, encoded; empty: it is the seed's."""
         entry = self._devices.get(device)
         if entry is None:
             return b""
         round_, old, new = codec.decode(entry, max_values=0)
         return typing.cast(bytes, new if typing.cast(int, round_) < self.round else old)
 
-    def _bits(self, device: str, packed: bytes) -> Bits:
-        if packed:
-            return masks.decode(packed, self._layout.size)
+    def _bits(self, device: str, coded: bytes) -> Bits:
+        if coded:
+            return masks.decode(coded, self._layout.size)
         seed = self._mask_seed(device)
         if self._drawn[0] != seed:  # drawing takes a while, and all devices may begin with the same mask
             self._drawn = seed, masks.from_seed(seed, self._layout.sizes, self._counts)

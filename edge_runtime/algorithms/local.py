@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_runtime import sgd
-from edge_runtime.algorithm import Batches, Model, State
+from edge_runtime.algorithm import Batches, Fitted, Model, State
 from edge_runtime.errors import DecodeError
 from edge_runtime.tree import Flat, Layout
 
@@ -46,8 +46,11 @@ class Client:
         """Give w_0 where it has come, which is all that is ever shared."""
         return _checked(down, self._model.layout) if len(down.values) else None
 
-    def personal(self, down: Down | None) -> Flat:
+    def personal(self, down: Down | None) -> Fitted:
         """Give x, before or after training."""
+        return Fitted(self._model, self._values(down))
+
+    def _values(self, down: Down | None) -> Flat:
         fresh = None if down is None else self.shared(down)
         if fresh is not None:
             return fresh
@@ -57,12 +60,12 @@ class Client:
 
     def round(self, down: Down, batches: Batches) -> Up:
         """Train x."""
-        self._own = sgd.descend(self._model, self.personal(down), batches, self._config, down.round)
+        self._own = sgd.descend(self._model, self._values(down), batches, self._config, down.round)
         return Up(down.round)
 
     def state(self) -> State:
         """Give x."""
-        return {"personal": self.personal(None)}
+        return {"personal": self._values(None)}
 
 
 def _checked(down: Down, layout: Layout) -> Flat:

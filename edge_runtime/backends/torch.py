@@ -16,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from edge_runtime.algorithm import Model, Pullback
+from edge_runtime.backends.torch_packed import PackedTorchOracle, can_pack
 from edge_runtime.errors import ConfigError, DeviceError
+from edge_runtime.mask import Mask
 from edge_runtime.models import Conv, Flatten, GlobalAveragePool, GroupNorm, Layer, Linear, MaxPool, ModelSpec, Relu
 from edge_runtime.tree import Layout, Tree
 
@@ -41,6 +43,12 @@ class TorchOracle:
             return {name: value.cpu().numpy() for name, value in zip(leaves, grads, strict=True)}
 
         return outputs.detach().cpu().numpy(), pullback
+
+    def packed(self, mask: Mask) -> PackedTorchOracle | None:
+        """Compute on active values; None for modules that do not read each parameter once and by its name."""
+        if not can_pack(self._module, mask):
+            return None
+        return PackedTorchOracle(self._module, mask, self._tensor)
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         kind = np.float32 if np.issubdtype(array.dtype, np.floating) else np.int64

@@ -104,7 +104,7 @@ class Fleet:
         """Do a device's round: its encoded Up, and its encoded state."""
         client = self.client(device)
         up = client.round(self.decoded(self.down(device), self.parts.Down), self.batches(device))
-        self.personal[device] = client.personal(None)
+        self.personal[device] = client.personal(None).dense()
         return algorithm.encode(up), codec.encode_state(client.state())
 
     def decoded(self, data: bytes, kind: Any) -> Any:

@@ -131,13 +131,13 @@ def test_a_client_shows_its_model_before_and_after_training(name: str, new_fleet
     fleet = new_fleet(name)
     fleet.round()
     down, client = fleet.decoded(fleet.down("device-1"), fleet.parts.Down), fleet.client("device-1")
-    shared, before = client.shared(down), client.personal(down).copy()
+    shared, before = client.shared(down), client.personal(down).dense().copy()
     client.round(down, fleet.batches("device-1"))
     size = fleet.model.layout.size
     assert shared is None or shared.shape == (size,)
-    assert before.shape == client.personal(None).shape == (size,)
-    assert not np.array_equal(before, client.personal(None))
-    assert np.array_equal(before, fleet.client("device-1").personal(down))
+    assert before.shape == client.personal(None).dense().shape == (size,)
+    assert not np.array_equal(before, client.personal(None).dense())
+    assert np.array_equal(before, fleet.client("device-1").personal(down).dense())
 
 
 def spoiled(up: Any) -> list[Any]:

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_runtime import algorithm, sgd
+from edge_runtime import algorithm, packed, sgd
 from edge_runtime.algorithm import Model
 from edge_runtime.algorithms import fedspa
-from edge_runtime.algorithms.fedspa import Config, Down, Server, Up, active_counts, erk, grow, moves, prune
+from edge_runtime.algorithms.fedspa import Config, Down, Server, Up, active_counts, erk, grow_at_random, moves, prune
 from edge_runtime.compression import mask as masks
 from edge_runtime.errors import ConfigError, DecodeError
+from edge_runtime.mask import from_bits
 from edge_runtime.tree import Layout
 
 Make = Callable[..., Any]
@@ -41,6 +42,19 @@ def told(fleet: Any, device: str) -> Any:
 
 def ones(text: str) -> Any:
     return np.array([bit == "1" for bit in text])
+
+
+def move(
+    layout: Layout, old: Any, weights: Any, gradient: Any, numbers: tuple[int, ...], exclude: bool = False
+) -> tuple[Any, Any]:
+    """Move a mask once; gives what was dropped and the new mask, both as bits of the dense model."""
+    mask = from_bits(layout, old)
+    dropped = prune(mask, mask.pack(weights), numbers)
+    kept = mask.keep(~dropped)
+    barred = mask if exclude else kept
+    slopes = (gradient[where] for where in layout.slices)
+    grown = [packed.largest(g, at, n) for g, at, n in zip(slopes, barred.places, numbers, strict=True)]
+    return mask.keep(dropped).bits(), kept.add(grown).bits()
 
 
 # Densities
@@ -164,8 +178,7 @@ def test_e7_prune_and_grow(exclude: bool, moved: str) -> None:
     gradient = np.array([0.01, 0.05, -0.7, 0.02, 0.3, -0.2, 0.8, 0.1], np.float32)
     old = ones("11110000")
     numbers = moves(layout.sizes, (4,), 0.5, exclude)
-    dropped = prune(old, weights, layout, numbers)
-    new = grow(old & ~dropped, dropped if exclude else None, gradient, layout, numbers)
+    dropped, new = move(layout, old, weights, gradient, numbers, exclude)
     assert numbers == (2,)
     assert np.flatnonzero(dropped).tolist() == [1, 2]
     assert new.tolist() == ones(moved).tolist()
@@ -174,9 +187,8 @@ def test_e7_prune_and_grow(exclude: bool, moved: str) -> None:
 def test_trap_11_of_equals_those_that_come_first_are_chosen() -> None:
     layout = Layout(("u", "w"), ((2, 2), (3, 4)))
     old = ones("1100" + "010101010101")
-    dropped = prune(old, np.full(16, -0.5, np.float32), layout, (1, 3))
+    dropped, new = move(layout, old, np.full(16, -0.5, np.float32), np.full(16, 2, np.float32), (1, 3))
     assert np.flatnonzero(dropped).tolist() == [0, 5, 7, 9]
-    new = grow(old & ~dropped, None, np.full(16, 2, np.float32), layout, (1, 3))
     assert np.flatnonzero(new).tolist() == [0, 1, 4, 5, 6, 11, 13, 15]
 
 
@@ -185,7 +197,8 @@ def test_random_growth_takes_inactive_places_of_the_same_tensor_and_reaches_all_
     kept, barred, rng = ones("1000" + "010101000000"), ones("0100" + "000000000001"), np.random.default_rng(0)
     seen = np.zeros(16, np.bool_)
     for _ in range(200):
-        new = grow(kept, barred, rng, layout, (1, 3))
+        active = from_bits(layout, kept)
+        new = active.add(grow_at_random(from_bits(layout, kept | barred), rng, (1, 3))).bits()
         assert [np.count_nonzero(new[where]) for where in layout.slices] == [2, 6]
         assert not (new & barred).any()
         assert (new & kept == kept).all()
@@ -218,13 +231,15 @@ def test_e10_i_with_all_weights_active_it_is_fedavg_bit_for_bit(
 def test_e10_iii_one_device_alone_does_masked_sgd(new_fleet: Make) -> None:
     fleet = new_fleet("fedspa", mode="rsm", lr_decay=0.9)
     fleet.round(["device-2"])
-    mask, x = held(fleet, "device-2"), fleet.initial.copy()
-    x[~mask] = 0
+    mask = held(fleet, "device-2")
+    active = from_bits(fleet.model.layout, mask)
+    x = active.pack(fleet.initial)
     fresh = new_fleet("fedspa", mode="rsm", lr_decay=0.9)
     for round_ in range(3):
-        x = sgd.descend(fleet.model, x, fresh.batches("device-2"), fresh.config, round_, mask=mask)
+        model = packed.of(fleet.model, active)
+        x = sgd.descend(model, x, fresh.batches("device-2"), fresh.config, round_)
         fresh.round(["device-2"])
-        np.testing.assert_allclose(fresh.server.shared()[mask], x[mask], atol=1e-6)  # w - (w - x) in float32
+        np.testing.assert_allclose(fresh.server.shared()[mask], x, atol=1e-6)  # w - (w - x) in float32
     assert (fresh.server.shared()[~mask] == fleet.initial[~mask]).all()
 
 
@@ -234,11 +249,10 @@ def test_e10_iv_permuting_the_coordinates_commutes_with_moving_the_mask() -> Non
     rng = np.random.default_rng(6)
     weights, gradient = rng.normal(0, 1, (2, 8)).astype(np.float32)
     old = ones("11001100")
-    dropped = prune(old, weights, layout, (2,))
-    new = grow(old & ~dropped, None, gradient, layout, (2,))
-    dropped_there = prune(old[order], weights[order], layout, (2,))
+    dropped, new = move(layout, old, weights, gradient, (2,))
+    dropped_there, new_there = move(layout, old[order], weights[order], gradient[order], (2,))
     assert (dropped_there == dropped[order]).all()
-    assert (grow((old & ~dropped)[order], None, gradient[order], layout, (2,)) == new[order]).all()
+    assert (new_there == new[order]).all()
 
 
 @pytest.mark.parametrize("mask_order", ["after-train", "before-train", "split"])
@@ -454,7 +468,7 @@ def test_trap_7_looking_for_where_to_grow_changes_no_parameter(flat_model: Make)
     server = Server(plain(), model.layout, np.ones(8, np.float32), {}, 0)
     client = fedspa.Client(plain(), model, None)
     client.round(server.down("d", True), Cloudless())
-    assert (seen[-1] == client.personal(None)).all()
+    assert (seen[-1] == client.personal(None).dense()).all()
     assert len(seen) == 3  # two steps, and one dense gradient at x_N
 
 
@@ -531,7 +545,7 @@ def test_a_weight_that_grows_takes_the_servers_value(flat_model: Make) -> None:
     client = fedspa.Client(config, model, None)
     server.absorb("d", client.round(first, Cloudless()))
     server.close()
-    before = fedspa.Client(config, model, client.state()).personal(server.down("d", False))
+    before = fedspa.Client(config, model, client.state()).personal(server.down("d", False)).dense()
     grown = (before != 0) & ~old
     assert grown.sum() == 2
     assert (before[grown] == initial[grown]).all()
@@ -562,7 +576,7 @@ def test_split_drops_after_training_and_grows_before_the_next_by_the_gradient_th
     new = masks.decode_change(up.mask, old)
     assert new.tolist() == ones("11001100").tolist()
     assert up.values == pytest.approx([0, 0, 0.0004, 0.0003])
-    assert client.personal(None) == pytest.approx([4, 3, 0, 0, -0.0004, -0.0003, 0, 0])
+    assert client.personal(None).dense() == pytest.approx([4, 3, 0, 0, -0.0004, -0.0003, 0, 0])
 
 
 def test_before_train_drops_by_the_values_of_the_devices_own_last_round(flat_model: Make) -> None:
@@ -599,7 +613,7 @@ def test_trap_14_what_a_device_is_measured_by_is_its_own_model(new_fleet: Make) 
     for device in fleet.data:
         down, client = fleet.decoded(fleet.down(device), Down), fleet.client(device)
         assert client.shared(down) is None
-        assert (client.personal(down) == np.where(held(fleet, device), fleet.server.shared(), 0)).all()
+        assert (client.personal(down).dense() == np.where(held(fleet, device), fleet.server.shared(), 0)).all()
 
 
 def test_samples_weigh_updates_up_to_the_cap(flat_model: Make) -> None:

@@ -1,10 +1,12 @@
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from edge_runtime import backends
+from edge_runtime import backends, bundle
+from edge_runtime.backends import ort_training
 from edge_runtime.backends.numpy import NumpyOracle
 from edge_runtime.backends.onnx import OnnxOracle
 from edge_runtime.compute import Compute
@@ -62,3 +64,8 @@ print({{"torch", "onnx"}} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_training_by_a_stock_onnxruntime_is_refused_with_the_command_that_installs_the_other(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="cannot train; in an environment of its own"):
+        ort_training.from_bundle(bundle.built_in("linear"), tmp_path)
