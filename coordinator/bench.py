@@ -119,7 +119,7 @@ def _measure(plan: Plan, environment: Mapping[str, str], turn: str) -> Measureme
 
 
 def _asked(one: Measurement) -> Record:
-    names = ("model", "parameters", "batch", "density", "backend", "threads", "arena", "steps")
+    names = ("model", "parameters", "active", "batch", "density", "backend", "threads", "arena", "steps")
     return {name: getattr(one, name) for name in names}
 
 

@@ -65,6 +65,7 @@ medians of one turn; shown is its median over the turns.
 _BENCH_MEMORY_EXAMPLES = """examples:
   edge-coordinator bench memory
   edge-coordinator bench memory --model cnn --model cnn-large
+  edge-coordinator bench memory --model cnn-large --density 1 --density 0.1
   edge-coordinator bench memory --model bundles/net --backend onnx --json
 
 baseline: with the backend imported; peak: the most that the process ever had; over: the peak of training over the

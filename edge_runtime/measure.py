@@ -16,19 +16,23 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edge_runtime import backends, bundle, models, sgd
-from edge_runtime.algorithm import Batch, Model
+from edge_runtime import backends, bundle, models, packed, sgd
+from edge_runtime.algorithm import Batch
+from edge_runtime.algorithms import fedspa
 from edge_runtime.bundle import Bundle
+from edge_runtime.compression import mask as masks
 from edge_runtime.compute import Compute, installed
 from edge_runtime.config import build
 from edge_runtime.data import SeededBatches
 from edge_runtime.devices import meter
 from edge_runtime.errors import ConfigError, EdgeError
+from edge_runtime.mask import Mask, from_bits
 from edge_runtime.measure_process import Measurement, Plan, is_bundle
 from edge_runtime.tree import Flat, Layout
 
@@ -71,12 +75,15 @@ def measure(plan: Plan) -> Measurement:
     import_s = time.perf_counter() - started_s
     imported = meter.memory()
     started_s = time.perf_counter()
-    model = backends.load(plan.compute, plan.model, graphs)
+    dense = backends.load(plan.compute, plan.model, graphs)
+    model = packed.of(dense, _mask(dense.layout, plan.density)) if plan.density < 1 else dense
     load_s = time.perf_counter() - started_s
-    start = _start(model.layout)
+    start = _start(model.layout, dense.layout.shapes)
     loaded = meter.memory()
     reset = meter.reset_peak()
-    _train(plan, model, start, batches)
+    # One step more than are timed: a step ends where the next begins.
+    settings = sgd.Sgd(lr=_LR, momentum=0.9, local_steps=_WARM_UP + plan.steps + 1, batch_size=plan.batch)
+    sgd.descend(model, start, batches, settings, 0)
     trained = meter.memory()
     steps_ms = 1000 * np.diff(batches.began_s)[_WARM_UP:]
     p10, median, p90 = (float(value) for value in np.percentile(steps_ms, [10, 50, 90]))
@@ -89,8 +96,9 @@ def measure(plan: Plan) -> Measurement:
         batch=plan.batch,
         steps=plan.steps,
         density=plan.density,
-        parameters=model.layout.size,
-        floor_bytes=_floor_bytes(model.layout.size, plan.density),
+        parameters=dense.layout.size,
+        active=model.layout.size,
+        floor_bytes=_floor_bytes(dense.layout.size, model.layout.size),
         baseline_rss_bytes=imported.rss_bytes,
         loaded_rss_bytes=loaded.rss_bytes,
         training_peak_rss_bytes=trained.peak_rss_bytes,
@@ -105,25 +113,23 @@ def measure(plan: Plan) -> Measurement:
     )
 
 
-def _train(plan: Plan, model: Model, start: Flat, batches: _TimedBatches) -> None:
-    # One step more than are timed: a step ends where the next begins.
-    settings = sgd.Sgd(lr=_LR, momentum=0.9, local_steps=_WARM_UP + plan.steps + 1, batch_size=plan.batch)
-    if plan.density < 1:
-        # PACKED TRAINING GOES HERE: draw a mask of that density and descend within `model.packed(mask)`.
-        raise ConfigError("density below 1 needs packed training, which is not built yet")
-    sgd.descend(model, start, batches, settings, 0)
+def _mask(layout: Layout, density: float) -> Mask:
+    """Draw a mask as FedSpa does for a device's first round: by the ERK rule, with all biases."""
+    counts = fedspa.active_counts(layout, fedspa.Config(density=density))
+    return from_bits(layout, masks.from_seed(bytes(masks.SEED_BYTES), layout.sizes, counts))
 
 
-def _start(layout: Layout) -> Flat:
+def _start(layout: Layout, shapes: Sequence[tuple[int, ...]]) -> Flat:
     """Draw parameters [size] in place: a detour through float64 could leave the process larger than training makes it.
 
-    Weights are uniform in +-1 / sqrt(fan in); biases and the weights of norms, of one dimension, are all .1.
+    Weights are uniform in +-1 / sqrt(fan in), where `shapes` are those of the dense model; biases and the weights of
+    norms, of one dimension, are all .1.
     """
     flat = np.empty(layout.size, np.float32)
     rng = np.random.default_rng(0)
     rng.random(out=flat, dtype=np.float32)
     flat -= np.float32(0.5)
-    for where, shape in zip(layout.slices, layout.shapes, strict=True):
+    for where, shape in zip(layout.slices, shapes, strict=True):
         if len(shape) < 2:
             flat[where] = 0.1
         else:
@@ -142,9 +148,9 @@ def _batches(plan: Plan, graphs: Bundle | None) -> _TimedBatches:
     return _TimedBatches(plan.batch, spec.input_shape, "float32", spec.classes)
 
 
-def _floor_bytes(size: int, density: float) -> int:
-    """Count float32 parameters, gradients and momentum of what is active, and below 1 a bit each for what is."""
-    return 3 * 4 * round(density * size) + (math.ceil(size / 8) if density < 1 else 0)
+def _floor_bytes(size: int, active: int) -> int:
+    """Count float32 parameters, gradients and momentum of what is active, and a bit each for which those are."""
+    return 3 * 4 * active + (math.ceil(size / 8) if active < size else 0)
 
 
 def answer(line: str) -> dict[str, Any]:

@@ -58,8 +58,11 @@ class Measurement:
     steps: int
     density: float
     parameters: int
+    """Of the dense model."""
+    active: int
+    """How many of them are trained."""
     floor_bytes: int
-    """What training cannot do without: 3 x 4 bytes per active parameter, and below density 1 a bit per parameter."""
+    """What training cannot do without: 3 x 4 bytes per active parameter, and a bit for each if not all are."""
     baseline_rss_bytes: int
     """Memory of the process with the backend imported, before there is a model."""
     loaded_rss_bytes: int

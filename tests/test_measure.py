@@ -28,12 +28,23 @@ def test_every_installed_backend_is_measured(backend: str) -> None:
     found = measure_process.measure(replace(PLAN, compute=Compute(backend)), ENVIRONMENT)
 
     assert (found.model, found.backend, found.batch, found.steps) == ("lenet", backend, 4, 2)
-    assert found.parameters == 61_706
+    assert found.parameters == found.active == 61_706
     assert found.floor_bytes == 3 * 4 * 61_706
     assert 0 < found.baseline_rss_bytes <= found.peak_rss_bytes
     assert found.training_peak_rss_bytes <= found.peak_rss_bytes
     assert found.over_baseline_bytes == found.training_peak_rss_bytes - found.baseline_rss_bytes
     assert 0 < found.step_ms_p10 <= found.step_ms_median <= found.step_ms_p90
+
+
+@pytest.mark.parametrize("backend", compute.installed())
+def test_below_density_1_the_active_values_are_trained_and_a_bit_tells_which(backend: str) -> None:
+    found = measure_process.measure(replace(PLAN, compute=Compute(backend), density=0.25), ENVIRONMENT)
+
+    # A quarter of the weights, rounded down in each of 5 tensors, and all 236 biases.
+    weights = 61_706 - 236
+    assert found.parameters == 61_706
+    assert weights // 4 + 236 - 5 <= found.active <= weights // 4 + 236
+    assert found.floor_bytes == 3 * 4 * found.active + 7_714
 
 
 def test_auto_is_measured_as_the_backend_that_it_chose() -> None:
@@ -100,6 +111,7 @@ def test_the_table_has_a_line_for_each_backend() -> None:
         (("--batch", "0"), "batch must be 1 or more, not 0"),
         (("--batch", "many"), "invalid int value: 'many'"),
         (("--steps", "0"), "steps must be 1 or more, not 0"),
+        (("--density", "1e-5"), "no active weight; raise it"),
         (("--density", "0"), "density must be above 0 and at most 1, not 0"),
         (("--density", "nan"), "density must be above 0 and at most 1, not nan"),
         (("--threads", "0"), "threads must be 1 or more, not 0"),

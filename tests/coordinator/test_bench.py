@@ -31,6 +31,7 @@ def measurement(plan: Plan, step_ms: float, over_bytes: int = 30) -> Measurement
         steps=plan.steps,
         density=plan.density,
         parameters=1,
+        active=1,
         floor_bytes=12,
         baseline_rss_bytes=100,
         loaded_rss_bytes=110,
@@ -143,7 +144,7 @@ def test_real_measurements_become_json_with_progress_on_stderr(kind: str) -> Non
     assert set(record) == (common if kind == "step" else common | {"agent_idle_rss_bytes"})
     assert set(record["profile"]) == PROFILE
     config.build(Measurement, record["measurements"][0], "measurement")
-    asked = {"model", "parameters", "batch", "density", "backend", "threads", "arena", "steps"}
+    asked = {"model", "parameters", "active", "batch", "density", "backend", "threads", "arena", "steps"}
     found = {"step_ms_median", "step_ms_p10", "step_ms_p90", "ratio_to_torch"}
     if kind == "memory":
         found = {"baseline_rss_bytes", "peak_rss_bytes", "over_baseline_bytes", "floor_bytes", "peak_was_reset"}
