@@ -86,6 +86,7 @@ def measure(plan: Plan) -> Measurement:
     sgd.descend(model, start, batches, settings, 0)
     trained = meter.memory()
     steps_ms = 1000 * np.diff(batches.began_s)[_WARM_UP:]
+    first_ms = 1000 * (batches.began_s[1] - batches.began_s[0])
     p10, median, p90 = (float(value) for value in np.percentile(steps_ms, [10, 50, 90]))
     return Measurement(
         model=plan.model,
@@ -107,6 +108,7 @@ def measure(plan: Plan) -> Measurement:
         peak_was_reset=reset,
         import_s=import_s,
         load_s=load_s,
+        first_step_ms=first_ms,
         step_ms_p10=p10,
         step_ms_median=median,
         step_ms_p90=p90,

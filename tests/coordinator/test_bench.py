@@ -41,6 +41,7 @@ def measurement(plan: Plan, step_ms: float, over_bytes: int = 30) -> Measurement
         peak_was_reset=True,
         import_s=1.0,
         load_s=1.0,
+        first_step_ms=step_ms,
         step_ms_p10=step_ms - 1,
         step_ms_median=step_ms,
         step_ms_p90=step_ms + 1,
