@@ -8,7 +8,7 @@ install = PYTHONWARNINGS=ignore $(1)/bin/python -m pip --disable-pip-version-che
 PIP := $(call install,$(VENV))
 # onnxruntime-training shares its import name with onnxruntime, so its tests have an environment of their own.
 ORT_TRAINING := $(VENV)/ort-training
-SOURCES := edge_runtime coordinator compression export devices tests
+SOURCES := edge_runtime coordinator compression export devices tests .ci
 
 # A device trains on one core, so the tests do too (and parallel tests would fight over the cores).
 test: export OMP_NUM_THREADS = 1
@@ -16,11 +16,11 @@ test: export OPENBLAS_NUM_THREADS = 1
 test: export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test format lint types wheel clean
+.PHONY: help demo test format lint types wheel check-wheels clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-17s %s\n", $$1, $$2}'
 
 # `exec` leaves no shell in between: Ctrl-C reaches the program itself, and make waits until it has cleaned up.
 demo: $(VENV)/.demo-stamp ## set up and run the demo: a broker, a coordinator and 20 agents (ARGS="--rounds 5")
@@ -44,6 +44,9 @@ types: $(VENV)/.test-stamp ## check the types
 
 wheel: $(VENV)/.test-stamp ## build sdist and wheel into dist/
 	@$(BIN)/python -m build --no-isolation --outdir dist .
+
+check-wheels: $(VENV)/.demo-stamp ## see whether the device install has wheels on x86-64 and aarch64, Python 3.11 to 3.13
+	@$(BIN)/python .ci/check_wheels.py
 
 clean: ## remove what was made here, .venv included; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -53,6 +53,25 @@ _EXPORT_EXAMPLES = """examples:
   edge-coordinator simulate --model bundles/net --data my_data/
 
 """
+_BENCH_STEP_EXAMPLES = """examples:
+  edge-coordinator bench step
+  edge-coordinator bench step --model cnn --model watch-cnn --batch 16 --batch 32 --repeats 5
+  edge-coordinator bench step --backend onnx --backend torch --threads 2 --json
+
+The backends take turns (A B A B ...), so that a machine that slows down slows all of them. The ratio is that of the
+medians of one turn; shown is its median over the turns.
+
+"""
+_BENCH_MEMORY_EXAMPLES = """examples:
+  edge-coordinator bench memory
+  edge-coordinator bench memory --model cnn --model cnn-large
+  edge-coordinator bench memory --model cnn-large --density 1 --density 0.1
+  edge-coordinator bench memory --model bundles/net --backend onnx --json
+
+baseline: with the backend imported; peak: the most that the process ever had; over: the peak of training over the
+baseline; floor: parameters, gradients and momentum of what is active, which training cannot do without.
+
+"""
 _START_EXAMPLES = """examples:
   edge-coordinator start --config run.toml -h broker.lan --folder runs/first
   edge-coordinator start --rounds 10 --set run.devices=3 --set algorithm.density=0.5
@@ -79,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_broker(commands)
     _add_report(commands)
     _add_export(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -255,6 +275,68 @@ def _export(options: argparse.Namespace) -> None:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
         raise ConfigError(lines[-1] if done.returncode == ConfigError.exit_code else f"export failed: {lines[-1]}")
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench", help="Compare backends on this machine", description="Compare backends on this machine."
+    )
+    kinds = bench.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
+    step = _command(kinds, "step", "Time steps of training", _BENCH_STEP_EXAMPLES, _bench_step)
+    step.add_argument("--repeats", type=int, default=3, metavar="N", help="turns of each backend (default 3)")
+    memory = _command(kinds, "memory", "Weigh processes that train", _BENCH_MEMORY_EXAMPLES, _bench_memory)
+    for parser in (step, memory):
+        parser.add_argument(
+            "--model", action="append", metavar="NAME|DIR", help="built-in name or folder of a bundle (default cnn)"
+        )
+        parser.add_argument("--backend", action="append", metavar="NAME", help="onnx, torch or numpy (default all)")
+        parser.add_argument("--batch", action="append", type=int, metavar="N", help="samples in a step (default 32)")
+        parser.add_argument(
+            "--density", action="append", type=float, metavar="D", help="part of the parameters trained (default 1)"
+        )
+        parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps that are timed (default 20)")
+        parser.add_argument("--arena", action="store_true", help="let onnx keep freed memory")
+        parser.add_argument("--json", action="store_true", help="for scripts")
+
+
+def _bench_step(options: argparse.Namespace) -> None:
+    from edge_runtime.coordinator import bench
+
+    if options.repeats < 1:
+        raise ConfigError(f"--repeats must be 1 or more, not {options.repeats}")
+    _show_bench(options, bench.step(*_bench(options), options.repeats))
+
+
+def _bench_memory(options: argparse.Namespace) -> None:
+    from edge_runtime.coordinator import bench
+
+    _show_bench(options, bench.memory(*_bench(options)))
+
+
+def _bench(options: argparse.Namespace) -> tuple[Any, dict[str, str]]:
+    from edge_runtime.coordinator import bench
+
+    grid = bench.Grid(
+        tuple(options.model or ["cnn"]),
+        tuple(options.backend or ["all"]),
+        tuple(options.batch or [32]),
+        tuple(options.density or [1.0]),
+        options.steps,
+        options.threads,
+        options.arena,
+    )
+    return bench.plans(grid), config.environment(options.threads)
+
+
+def _show_bench(options: argparse.Namespace, record: dict[str, Any]) -> None:
+    if options.json:
+        sys.stdout.write(json.dumps(record, indent=1) + "\n")
+        return
+    from rich.console import Console
+
+    from edge_runtime.coordinator import bench
+
+    Console().print(bench.table(record))
 
 
 def _finish(done: tuple[dict[str, Any], Path], as_json: bool) -> None:

@@ -61,6 +61,20 @@ def peak_rss_bytes() -> int:
     return memory().peak_rss_bytes
 
 
+def reset_peak(proc: Path = Path("/proc")) -> bool:
+    """Let this process's peak start anew from what it holds now; False where the system does not let it.
+
+    Writing 5 to `clear_refs` does that (proc_pid_clear_refs(5)), to VmHWM alone: `ru_maxrss` keeps the old peak too.
+    """
+    try:
+        if "VmHWM" not in _status((proc / "self/status").read_text()):
+            return False
+        (proc / "self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
 def wait(pid: int) -> ChildUsage:
     """Wait for a child to end and say what it used; nobody else may wait for it.
 

@@ -28,6 +28,15 @@ _START_EXAMPLES = """examples:
   edge-agent start --id left-wrist -h 127.0.0.1 -p 1883 --data watch --part 3 --labels-per-class 5
 
 """
+_MEASURE_EXAMPLES = """examples:
+  edge-agent measure
+  edge-agent measure --model cnn --backend all --batch 16
+  edge-agent measure --model bundles/net --threads 4 --json
+
+baseline: memory with the backend imported; peak: the most that the process ever had; over: the peak of training over
+the baseline; floor: parameters, gradients and momentum, which training cannot do without.
+
+"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,7 +65,7 @@ def run_command(options: argparse.Namespace, program: str) -> None:
         level=logging.INFO if options.verbose else logging.WARNING, format=f"{program}: %(message)s", stream=sys.stderr
     )
     # One thread unless asked otherwise: numpy's BLAS reads this when it is loaded, here or in a trainer.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    for name in config.BLAS_THREADS:
         os.environ.setdefault(name, str(options.threads))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop is as orderly as Ctrl-C
     try:
@@ -116,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
     _add_start(commands)
     _add_profile(commands)
+    _add_measure(commands)
     return parser
 
 
@@ -227,6 +237,59 @@ def _profile(options: argparse.Namespace) -> None:
         return
     for name, value in figures.items():
         sys.stdout.write(f"{name.replace('_', ' '):<16} {'unknown' if value is None else value}\n")
+
+
+def _add_measure(commands: Any) -> None:
+    show = commands.add_parser(
+        "measure",
+        help="say what training takes on this device",
+        description="Train a model on random data, and say what time and memory that takes on this device.",
+        epilog=_MEASURE_EXAMPLES + _EXIT_CODES,
+    )
+    show.set_defaults(command=_measure)
+    show.add_argument("--model", default="watch-cnn", metavar="NAME|DIR", help="built-in name or folder of a bundle")
+    show.add_argument(
+        "--backend", action="append", metavar="NAME", help="auto, onnx, torch, numpy or all (default auto); repeatable"
+    )
+    show.add_argument("--accelerator", default="cpu", help="cpu, or cuda for onnx and torch (default cpu)")
+    show.add_argument("--arena", action="store_true", help="let onnx keep freed memory: faster, more at the peak")
+    show.add_argument("--batch", type=int, default=32, metavar="N", help="samples in a step (default 32)")
+    show.add_argument("--steps", type=int, default=20, metavar="N", help="steps that are timed (default 20)")
+    show.add_argument(
+        "--density", type=float, default=1.0, metavar="D", help="part of the parameters that is trained (default 1)"
+    )
+    show.add_argument("--json", action="store_true", help="for scripts")
+    add_common(show)
+
+
+def _measure(options: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from edge_runtime import measure_process
+    from edge_runtime.compute import Compute
+    from edge_runtime.devices.profile import profile
+
+    names = measure_process.backends_for(options.backend or ["auto"], options.model)
+    computes = [Compute(name, options.accelerator, options.threads, options.arena) for name in names]
+    plans = [
+        measure_process.Plan(options.model, compute, options.batch, options.steps, options.density)
+        for compute in computes
+    ]
+    environment = config.environment(options.threads)
+    idle_bytes = measure_process.idle_rss_bytes(environment)
+    found = [measure_process.measure(plan, environment) for plan in plans]
+    device = profile()
+    if options.json:
+        record = {"version": __version__, "profile": asdict(device), "agent_idle_rss_bytes": idle_bytes}
+        sys.stdout.write(json.dumps({**record, "measurements": [asdict(one) for one in found]}) + "\n")
+        return
+    where = ", ".join(filter(None, (device.board, device.cpu, f"{device.cores} cores", device.arch)))
+    threads = f"{options.threads} thread{'' if options.threads == 1 else 's'}"
+    sys.stdout.write(f"{where}\n{options.model}, {found[0].parameters:,} parameters, {threads}\n\n")
+    sys.stdout.write(measure_process.table(found))
+    sys.stdout.write(f"\nan agent that waits has {idle_bytes / 1e6:.1f} MB\n")
+    if not all(one.peak_was_reset for one in found):
+        sys.stdout.write("this system cannot start a peak anew: it may be that of importing the backend\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """How a device computes, as a person sets it: plain data that loads no backend."""
 
+import importlib.util
 from dataclasses import dataclass
 
 from edge_runtime.errors import ConfigError
 
 NAMES = ("auto", "onnx", "torch", "numpy", "ort_training")
 DEVICES = ("cpu", "cuda")
+_PACKAGES = {"onnx": "onnxruntime", "torch": "torch", "numpy": "numpy"}
+"""What each backend imports."""
 
 
 @dataclass(frozen=True)
@@ -33,3 +36,8 @@ class Compute:
 
 
 DEFAULT = Compute()
+
+
+def installed() -> list[str]:
+    """List the backends whose packages are installed here, without importing them."""
+    return [name for name, package in _PACKAGES.items() if importlib.util.find_spec(package) is not None]

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from edge_runtime.errors import ConfigError
 
 C = TypeVar("C")
+BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""What the libraries under numpy read, when they are loaded, as their number of threads."""
 
 
 def build(kind: type[C], table: Mapping[str, Any], where: str) -> C:
@@ -111,6 +113,11 @@ def _value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Give this process's environment to a child whose BLAS is to have so many threads, whatever was set before."""
+    return {**os.environ, **dict.fromkeys(BLAS_THREADS, str(threads))}
 
 
 def cache_folder() -> Path:

@@ -166,6 +166,19 @@ def _cnn() -> ModelSpec:
     return ModelSpec("cnn", (*features, Flatten(), Linear(3136, 512), Relu(), Linear(512, 10)), (1, 28, 28), 10)
 
 
+def _cnn_large() -> ModelSpec:
+    """The `cnn` with wider layers, to measure what grows with the number of parameters: 9,857,290 of them."""
+    features = (
+        Conv(1, 64, (5, 5), padding=2),
+        Relu(),
+        MaxPool(2),
+        Conv(64, 128, (5, 5), padding=2),
+        Relu(),
+        MaxPool(2),
+    )
+    return ModelSpec("cnn-large", (*features, Flatten(), Linear(6272, 1536), Relu(), Linear(1536, 10)), (1, 28, 28), 10)
+
+
 def _lenet() -> ModelSpec:
     """LeNet-5 with the layer sizes of LeCun et al. (1998), section II.B, but ReLU, max-pooling and full connections."""
     features = (Conv(1, 6, (5, 5), padding=2), Relu(), MaxPool(2), Conv(6, 16, (5, 5)), Relu(), MaxPool(2))
@@ -181,7 +194,14 @@ def _linear() -> ModelSpec:
     return ModelSpec("linear", (Flatten(), Linear(784, 10)), (1, 28, 28), 10)
 
 
-_MODELS = {"cnn": _cnn, "lenet": _lenet, "linear": _linear, "mlp": _mlp, "watch-cnn": _watch_cnn}
+_MODELS = {
+    "cnn": _cnn,
+    "cnn-large": _cnn_large,
+    "lenet": _lenet,
+    "linear": _linear,
+    "mlp": _mlp,
+    "watch-cnn": _watch_cnn,
+}
 
 
 def names() -> list[str]:

@@ -8,7 +8,14 @@ from edge_runtime.tree import Layout
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("cnn", 1_663_370), ("lenet", 61_706), ("linear", 7_850), ("mlp", 25_450), ("watch-cnn", 33_767)],
+    [
+        ("cnn", 1_663_370),
+        ("cnn-large", 9_857_290),
+        ("lenet", 61_706),
+        ("linear", 7_850),
+        ("mlp", 25_450),
+        ("watch-cnn", 33_767),
+    ],
 )
 def test_built_in_models_have_exactly_so_many_parameters(name: str, size: int) -> None:
     assert models.find(name).layout.size == size

@@ -24,7 +24,7 @@ def load(compute: Compute, model: str, graphs: Bundle | None = None) -> Model:
     """
     own = graphs is None and ":" in model
     spec = None if own or graphs is not None else models.find(model)
-    match compute.backend if compute.backend != "auto" else _choose(compute, spec is not None, own):
+    match choose(compute, model, graphs):
         case "onnx" if own:
             raise ConfigError(f"backend: onnx needs a bundle of {model!r}; make one with `edge-coordinator export`")
         case "onnx":
@@ -60,7 +60,12 @@ def load(compute: Compute, model: str, graphs: Bundle | None = None) -> Model:
             raise ConfigError(f"backend: {other} cannot compute {model!r}; use --backend {'torch' if own else 'onnx'}")
 
 
-def _choose(compute: Compute, built_in: bool, own: bool) -> str:
+def choose(compute: Compute, model: str, graphs: Bundle | None = None) -> str:
+    """Say which backend `load` takes."""
+    if compute.backend != "auto":
+        return compute.backend
+    own = graphs is None and ":" in model
+    built_in = graphs is None and not own
     if own or (compute.device == "cuda" and _has("torch") and built_in):
         return "torch"
     return "numpy" if built_in and compute.device == "cpu" and not _has("onnxruntime") else "onnx"
