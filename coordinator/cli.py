@@ -295,7 +295,9 @@ def _add_bench(commands: Any) -> None:
             "--density", action="append", type=float, metavar="D", help="part of the parameters trained (default 1)"
         )
         parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps that are timed (default 20)")
-        parser.add_argument("--arena", action="store_true", help="let onnx keep freed memory")
+        parser.add_argument(
+            "--no-arena", action="store_true", help="let onnx give memory back after every operator: slower"
+        )
         parser.add_argument("--json", action="store_true", help="for scripts")
 
 
@@ -323,7 +325,7 @@ def _bench(options: argparse.Namespace) -> tuple[Any, dict[str, str]]:
         tuple(options.density or [1.0]),
         options.steps,
         options.threads,
-        options.arena,
+        not options.no_arena,
     )
     return bench.plans(grid), config.environment(options.threads)
 

@@ -252,7 +252,7 @@ def _add_measure(commands: Any) -> None:
         "--backend", action="append", metavar="NAME", help="auto, onnx, torch, numpy or all (default auto); repeatable"
     )
     show.add_argument("--accelerator", default="cpu", help="cpu, or cuda for onnx and torch (default cpu)")
-    show.add_argument("--arena", action="store_true", help="let onnx keep freed memory: faster, more at the peak")
+    show.add_argument("--no-arena", action="store_true", help="let onnx give memory back after every operator: slower")
     show.add_argument("--batch", type=int, default=32, metavar="N", help="samples in a step (default 32)")
     show.add_argument("--steps", type=int, default=20, metavar="N", help="steps that are timed (default 20)")
     show.add_argument(
@@ -270,7 +270,7 @@ def _measure(options: argparse.Namespace) -> None:
     from edge_runtime.devices.profile import profile
 
     names = measure_process.backends_for(options.backend or ["auto"], options.model)
-    computes = [Compute(name, options.accelerator, options.threads, options.arena) for name in names]
+    computes = [Compute(name, options.accelerator, options.threads, not options.no_arena) for name in names]
     plans = [
         measure_process.Plan(options.model, compute, options.batch, options.steps, options.density)
         for compute in computes

@@ -34,6 +34,7 @@ from edge_runtime.devices import meter
 from edge_runtime.errors import ConfigError, EdgeError
 from edge_runtime.mask import Mask, from_bits
 from edge_runtime.measure_process import Measurement, Plan, is_bundle
+from edge_runtime.processes import give_back_freed_memory
 from edge_runtime.tree import Flat, Layout
 
 _WARM_UP = 3
@@ -167,6 +168,7 @@ def answer(line: str) -> dict[str, Any]:
 
 def main() -> None:
     """Answer one line on stdin with one on stdout."""
+    give_back_freed_memory()  # as a trainer does
     sys.stdout.write(json.dumps(answer(sys.stdin.readline())) + "\n")
 
 

@@ -10,7 +10,7 @@ from edge_runtime.tree import Layout
     ("name", "size"),
     [
         ("cnn", 1_663_370),
-        ("cnn-large", 9_857_290),
+        ("cnn-large", 9_639_306),
         ("lenet", 61_706),
         ("linear", 7_850),
         ("mlp", 25_450),

@@ -43,7 +43,7 @@ class OnnxOracle:
     def vjp(self, params: Tree, x: NDArray[Any]) -> tuple[NDArray[np.float32], Pullback]:
         """Evaluate the model; see `algorithm.Oracle`."""
         bundle = self._bundle
-        given = {**params, "x": np.ascontiguousarray(x, bundle.input_type)}
+        given = {**params, "x": _inputs(bundle, x)}
         outputs, *kept = self._graphs[FORWARD].run(given, {}, ["outputs", *bundle.saved])
         saved = dict(zip(bundle.saved, kept, strict=True))
 
@@ -104,7 +104,7 @@ class PackedOracle:
     ) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32], dict[str, Any]]:
         """Run the forward graph; gives its inputs, its outputs and what it saved."""
         bundle = self._bundle
-        given: dict[str, NDArray[Any]] = {**self._rows(params), "x": np.ascontiguousarray(x, bundle.input_type)}
+        given: dict[str, NDArray[Any]] = {**self._rows(params), "x": _inputs(bundle, x)}
         given |= {f"at.{name}": at for name, at in self._at.items()}
         given |= self._cuts(self._at, PACKED_FORWARD, "cuts") | self._cuts(self._at, PACKED_BACKWARD, "cuts")
         outputs, *kept = self._graphs[PACKED_FORWARD].run(given, {}, ["outputs", *bundle.saved])
@@ -124,6 +124,19 @@ class PackedOracle:
 
     def _rows(self, tree: Tree) -> dict[str, NDArray[np.float32]]:
         return {name: value.reshape(-1) if name in self._at else value for name, value in tree.items()}
+
+
+def _inputs(bundle: Bundle, x: NDArray[Any]) -> NDArray[Any]:
+    """Bring inputs into the type that the graphs take.
+
+    Raises:
+        DeviceError: samples have another shape than the model's.
+    """
+    if x.shape[1:] != bundle.input_shape:
+        raise DeviceError(
+            f"model {bundle.model!r} does not take samples of shape {x.shape[1:]}, but of {bundle.input_shape}"
+        )
+    return np.ascontiguousarray(x, bundle.input_type)
 
 
 def _indices(mask: Mask) -> dict[str, Places]:
