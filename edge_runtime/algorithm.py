@@ -52,6 +52,15 @@ class Oracle(Protocol):
         ...
 
 
+@typing.runtime_checkable
+class Weighs(Protocol):
+    """An Oracle that knows, before it has run, what it will take."""
+
+    def pass_bytes(self, batch: int) -> int:
+        """Estimate what a pass over a batch and back holds at its peak, without parameters and their gradients."""
+        ...
+
+
 @dataclass(frozen=True)
 class Model:
     """A layout and the oracle that gives its flat vectors a meaning."""

@@ -17,7 +17,6 @@ hold standard operators only, and work for any batch size.
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,12 +85,6 @@ class Bundle:
     """The ONNX graphs by file name: those of `GRAPHS`."""
     initial: Flat | None
     """Initial parameters [size]; None: drawn from the run's seed."""
-
-    @property
-    def shared_size(self) -> int:
-        """Count the values of the parameters that are not private."""
-        pairs = zip(self.layout.names, self.layout.sizes, strict=True)
-        return sum(size for name, size in pairs if name not in self.private)
 
 
 def files(bundle: Bundle) -> dict[str, bytes]:
@@ -259,8 +252,3 @@ def row_bounds(rows: int, tiles: int) -> list[int]:
     """Cut a matrix's rows into runs that packed graphs work on one after the other; gives their ends, 0 first."""
     step = -(-rows // tiles)
     return [*range(0, rows, step), rows]
-
-
-def training_bytes(bundle: Bundle, batch: int, copies: float) -> int:
-    """Estimate what training needs beside the runtime: `copies` vectors as large as the parameters, and a batch."""
-    return math.ceil(copies * 4 * bundle.layout.size) + bundle.memory.fixed + batch * bundle.memory.per_sample

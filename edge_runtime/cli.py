@@ -153,6 +153,9 @@ def add_compute(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("computing")
     group.add_argument("--backend", default="auto", help="auto, onnx, torch, numpy or ort_training (default auto)")
     group.add_argument("--accelerator", default="cpu", help="cpu, or cuda for onnx and torch (default cpu)")
+    group.add_argument(
+        "--memory-mb", type=int, default=0, metavar="N", help="refuse tasks that need more (default: what is free)"
+    )
     group.add_argument("--artifacts", default="", metavar="DIR", help="for ort_training: what its export made")
     group.add_argument("--no-arena", action="store_true", help="let onnx give memory back after every operator: slower")
 
@@ -160,7 +163,8 @@ def add_compute(parser: argparse.ArgumentParser) -> None:
 def compute_table(options: argparse.Namespace) -> dict[str, Any]:
     """Read the computing flags as a table of `compute.Compute`."""
     table = {"backend": options.backend, "device": options.accelerator}
-    return {**table, "threads": options.threads, "arena": not options.no_arena, "artifacts": options.artifacts}
+    table |= {"threads": options.threads, "arena": not options.no_arena}
+    return {**table, "memory-mb": options.memory_mb, "artifacts": options.artifacts}
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

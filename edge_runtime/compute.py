@@ -22,6 +22,8 @@ class Compute:
     threads: int = 1
     arena: bool = True
     """Of onnx: keep freed memory for the next step instead of asking the system for it every time."""
+    memory_mb: int = 0
+    """What a task may take, in MB; 0: what is free when it starts. One that needs more is refused."""
     artifacts: str = ""
     """Of ort_training: the folder that `python -m edge_runtime.export.ort_training` made of the model's bundle."""
 
@@ -31,6 +33,8 @@ class Compute:
             raise ConfigError(f"backend: {self.backend!r} is unknown (known: {', '.join(NAMES)})")
         if self.device not in DEVICES:
             raise ConfigError(f"device: {self.device!r} is unknown (known: {', '.join(DEVICES)})")
+        if self.memory_mb < 0:
+            raise ConfigError(f"memory-mb must be 0 (what is free) or more, not {self.memory_mb}")
         if self.threads < 1:
             raise ConfigError(f"threads must be 1 or more, not {self.threads}")
 

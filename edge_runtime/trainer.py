@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -17,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime import algorithm, backends, bundle, config, data, losses, setup
-from edge_runtime.algorithm import Fitted
+from edge_runtime.algorithm import Fitted, Weighs
 from edge_runtime.compression import codec
 from edge_runtime.compute import DEFAULT, Compute
 from edge_runtime.devices import meter
+from edge_runtime.devices.profile import profile
 from edge_runtime.errors import ConfigError, DecodeError, DeviceError
 from edge_runtime.message import Blob, Task
 from edge_runtime.processes import give_back_freed_memory
@@ -30,6 +32,8 @@ from edge_runtime.tree import Flat, Layout
 
 log = logging.getLogger(__name__)
 
+_VECTORS = 5
+"""As large as the parameters: received, trained, gradient, velocity, sent."""
 _EVALUATION_BATCH = 32
 """Small, so that an evaluation takes no more memory than a step of training."""
 
@@ -72,6 +76,7 @@ def _work(job: Job, task: Task, store: Store) -> Outcome:
     shared, down = _unpack(task, store.read(task.down.digest), parts, model.layout)
     client = parts.Client(settings, model, state)
     batches = data.SeededBatches(split.x_train, split.y_train, _seed(run.seed, job.device, task.round))
+    _check_room(job.compute, run.model, client.personal(down), getattr(settings, "batch_size", 1))
     _check_fit(run.model, client.personal(down), split)
     shared = client.shared(down) if shared is None else shared
     metrics = {"train-samples": float(len(split.y_train)), "test-samples": float(len(split.y_test))}
@@ -83,6 +88,21 @@ def _work(job: Job, task: Task, store: Store) -> Outcome:
     if task.phase == "evaluate":
         return Outcome(metrics=metrics)
     return Outcome(algorithm.encode(up), codec.encode_state(client.state()), metrics)
+
+
+def _check_room(compute: Compute, name: str, fitted: Fitted, batch: int) -> None:
+    """Refuse what would not fit, before the system ends this process for it."""
+    oracle, found = fitted.model.oracle, profile()
+    if not isinstance(oracle, Weighs):
+        return
+    limits = [compute.memory_mb * 1_000_000] if compute.memory_mb else [found.free_ram_bytes, found.ram_limit_bytes]
+    room = min((limit for limit in limits if limit is not None), default=None)
+    needed = oracle.pass_bytes(batch) + _VECTORS * 4 * fitted.model.layout.size
+    if room is not None and needed > room:
+        raise DeviceError(
+            f"model {name!r} needs about {math.ceil(needed / 1e6)} MB for batches of {batch}, and "
+            f"{room // 1_000_000} MB are free here: lower batch-size or density, or take a smaller model"
+        )
 
 
 def _check_fit(name: str, fitted: Fitted, split: data.Split) -> None:

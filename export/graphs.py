@@ -245,6 +245,8 @@ def _rename(model: Any, inputs: list[str], outputs: list[str]) -> None:
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "edge-runtime", ""
     model.graph.name = "graph"
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
     for node in model.graph:
         node.metadata_props.clear()
         node.doc_string = None

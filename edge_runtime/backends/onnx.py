@@ -5,6 +5,7 @@ gradients are memory of ours that the runtime reads and writes in place. `edge_r
 """
 
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,10 @@ class OnnxOracle:
 
         return outputs.numpy(), pullback
 
+    def pass_bytes(self, batch: int) -> int:
+        """Estimate what a step takes; see `algorithm.Weighs`."""
+        return self._bundle.memory.fixed + batch * self._bundle.memory.per_sample
+
     def packed(self, mask: Mask) -> "PackedOracle | None":
         """Compute on active values; None if some of a one-dimensional parameter are not: graphs have it whole."""
         shapes = zip(mask.layout.shapes, mask.places, strict=True)
@@ -98,6 +103,11 @@ class PackedOracle:
         found = self._graphs[GROWTH].run(given, saved, [f"top.{name}" for name in self._at])
         tops = {name: value.numpy().astype(np.int32) for name, value in zip(self._at, found, strict=True)}
         return [tops.get(name, np.empty(0, np.int32)) for name in names]
+
+    def pass_bytes(self, batch: int) -> int:
+        """Estimate what a step takes; see `algorithm.Weighs`."""
+        dense = 4 * max(self._bundle.layout.sizes)  # a tensor and its gradient, one parameter at a time
+        return 2 * dense + batch * self._bundle.memory.per_sample
 
     def _run(
         self, params: Tree, x: NDArray[Any]
@@ -299,4 +309,5 @@ def _providers(device: str) -> list[str]:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    """Give what onnxruntime says in one line, without the place in its source."""
+    return re.sub(r"/onnxruntime_src/\S+ .*?\) (?=[A-Z])", "", " ".join(str(error).split()))[:300]
