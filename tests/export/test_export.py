@@ -12,14 +12,12 @@ import pytest
 
 from edge_runtime import bundle, models, packed, sgd
 from edge_runtime.algorithm import Batch
-from edge_runtime.compute import Compute
 from edge_runtime.errors import ConfigError
 from edge_runtime.mask import Mask
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
-from edge_runtime import backends  # noqa: E402
 from edge_runtime.backends import onnx  # noqa: E402
 from edge_runtime.backends import torch as torch_backend  # noqa: E402
 from edge_runtime.export import bundle as exported  # noqa: E402
@@ -227,39 +225,3 @@ def test_a_wrong_flag_of_export_is_one_line(flags: list[str], words: str, tmp_pa
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert words in done.stderr
-
-
-@pytest.mark.parametrize("backend", ["onnx", "torch", "numpy"])
-def test_every_backend_follows_the_same_trajectory_dense_and_packed(backend: str) -> None:
-    for name in ("lenet", "watch-cnn"):
-        spec = models.find(name)
-        start = models.initial(spec, 0)
-        mask = half(spec.layout, np.random.default_rng(2))
-        ends = []
-        for one in ("torch", backend):
-            model = backends.load(Compute(one), name)
-            rng = np.random.default_rng(3)
-            settings = sgd.Sgd(lr=0.01, momentum=0.9, local_steps=20)
-            batches = Draws(rng, spec)
-            short = packed.of(model, mask)
-            ends.append([sgd.descend(model, start, batches, settings, 0)])
-            ends[-1].append(sgd.descend(short, mask.pack(start), batches, settings, 0))
-        for reference, found in zip(*ends, strict=True):
-            assert np.abs(found - reference).max() <= 1e-3 * np.abs(reference).max()
-
-
-class Draws:
-    """Random batches for a built-in model."""
-
-    def __init__(self, rng: Any, spec: models.ModelSpec) -> None:
-        self.rng, self._spec = rng, spec
-
-    def __len__(self) -> int:
-        return 16
-
-    def sample(self, batch_size: int) -> Batch:
-        x = self.rng.normal(size=(16, *self._spec.input_shape)).astype(np.float32)
-        return Batch(x, self.rng.integers(0, self._spec.classes, 16))
-
-    def epoch(self, batch_size: int) -> Any:
-        raise NotImplementedError
