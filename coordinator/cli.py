@@ -251,7 +251,7 @@ def _add_export(commands: Any) -> None:
         default="recompute",
         metavar="KNOB",
         help="save: keep every activation; recompute: compute cheap ones again (default); "
-        "or the fraction of what recompute keeps, from 0 to 1, that is to be left",
+        "or the fraction of what recompute keeps, from 0 to 1, that is to be left; or bytes for each sample: 60kB",
     )
     export.add_argument(
         "--private", action="append", default=[], metavar="PATTERN", help="parameters that stay on the device: head.*"

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import fnmatch
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -130,12 +131,16 @@ def _shape(text: str) -> tuple[int, ...]:
 def _knob(text: str) -> graphs.Knob:
     if text in ("save", "recompute"):
         return text
+    if budget := re.fullmatch(r"(\d+)(k|M)?B", text):
+        return graphs.Budget(int(budget[1]) * {None: 1, "k": 1000, "M": 1_000_000}[budget[2]])
     try:
         fraction = float(text)
     except ValueError:
         fraction = -1.0
     if not 0 <= fraction <= 1:
-        raise ConfigError(f"--memory {text!r} is neither save, recompute nor a fraction from 0 to 1")
+        raise ConfigError(
+            f"--memory {text!r} is neither save, recompute, a fraction from 0 to 1 nor bytes a sample (60kB)"
+        )
     return fraction
 
 
@@ -160,6 +165,7 @@ def _run(options: argparse.Namespace) -> None:
         "bytes": sum(map(len, bundle.files(made).values())),
         "wire_bytes": len(bundle.pack(made)),
         "saved_activations": len(made.saved),
+        "saved_bytes_per_sample": made.memory.saved_per_sample,
         "bytes_per_sample": made.memory.per_sample,
         "outputs_differ": found.outputs,
         "gradients_differ": found.gradients,

@@ -7,6 +7,7 @@ decides what is saved and what is computed again; `torch.onnx` translates both h
     "save"        keep whatever the backward half uses
     "recompute"   let the min-cut keep as few bytes as it can without repeating a matrix product or a reduction
     a fraction    of what "recompute" keeps, from 0 to 1: repeat expensive operators too, until that much is left
+    a Budget      the largest of these fractions that keeps no more bytes for each sample
 """
 
 import contextlib
@@ -33,7 +34,18 @@ from edge_runtime.errors import ConfigError
 from edge_runtime.export import decompositions
 
 OPSET, IR_VERSION = 18, 10
-Knob = str | float
+_FRACTIONS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.07, 0.0)
+"""Tried one after the other for a Budget; the last keeps nothing, and computes all of it twice."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may lie between the two graphs, in bytes for each sample."""
+
+    saved_per_sample: int
+
+
+Knob = str | float | Budget
 
 
 @dataclass(frozen=True)
@@ -55,11 +67,15 @@ def export(module: torch.nn.Module, input_shape: Sequence[int], input_type: torc
     """
     names = [name for name, _ in module.named_parameters()]
     batch = _example_batch(module, input_shape)
-    joint = _trace(module, names, torch.zeros((batch, *input_shape), dtype=input_type))
-    forward, backward = _split(joint, len(names), memory)
-    saved = _wire(forward, backward, [*names, "x"])
-    kept = [node for node in backward.graph.nodes if node.op == "placeholder" and node.meta["wire"] in saved]
-    needs = Memory(*_peak(forward, backward), sum(_bytes(node, 1) for node in kept))
+    inputs = torch.zeros((batch, *input_shape), dtype=input_type)
+    for knob in _FRACTIONS if isinstance(memory, Budget) else [memory]:
+        joint = _trace(module, names, inputs)
+        forward, backward = _split(joint, len(names), knob)
+        saved = _wire(forward, backward, [*names, "x"])
+        kept = [node for node in backward.graph.nodes if node.op == "placeholder" and node.meta["wire"] in saved]
+        needs = Memory(*_peak(forward, backward), sum(_bytes(node, 1) for node in kept))
+        if isinstance(memory, Budget) and needs.saved_per_sample <= memory.saved_per_sample:
+            break
     outputs = next(node for node in joint.graph.nodes if node.op == "output").args[0][0].meta["val"].shape
     if len(outputs) != 2:
         raise ConfigError(f"model: its outputs have shape [batch, {', '.join(map(str, outputs[1:]))}], not [batch, n]")
@@ -129,7 +145,7 @@ def _plain_operators() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
-def _split(joint: GraphModule, parameters: int, memory: Knob) -> tuple[GraphModule, GraphModule]:
+def _split(joint: GraphModule, parameters: int, memory: str | float) -> tuple[GraphModule, GraphModule]:
     static = list(range(parameters))
     if memory == "save":
         _mark_forward(joint)

@@ -21,8 +21,6 @@ from edge_runtime.mask import Mask, Places
 from edge_runtime.packed import Slope
 from edge_runtime.tree import Tree
 
-_NUMPY = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
-
 
 @dataclass(frozen=True)
 class Options:

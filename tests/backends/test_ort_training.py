@@ -15,7 +15,7 @@ from edge_runtime import bundle, models
 from edge_runtime.backends import numpy as trusted
 from edge_runtime.backends import onnx as stock
 from edge_runtime.backends import ort_training
-from edge_runtime.bundle import Bundle, Memory
+from edge_runtime.bundle import FORWARD, GRAPHS, Bundle, Memory
 from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.export import ort_training as export
 from edge_runtime.tree import Layout
@@ -230,7 +230,9 @@ def _bundle(nodes: list[onnx.NodeProto], **shapes: list[int]) -> Bundle:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
     layout = Layout(tuple(shapes), tuple(map(tuple, shapes.values())))
     data = model.SerializeToString()
-    return Bundle("small", layout, (4, 3), "float32", 2, (), (), Memory(0, 0), 18, 10, data, data, None)
+    return Bundle(
+        "small", layout, (4, 3), "float32", 2, (), (), Memory(0, 0, 0), 18, 10, dict.fromkeys(GRAPHS, data), None
+    )
 
 
 @pytest.mark.parametrize("kind", ["InstanceNormalization", "LayerNormalization"])
@@ -278,8 +280,9 @@ def test_an_operator_without_a_gradient_and_an_unused_parameter_are_named(tmp_pa
         export.write(_bundle([*head, make("Selu", ["product"], ["outputs"])], matrix=[12, 2]), tmp_path)
     with pytest.raises(ConfigError, match=r"^[^\n]*'unused'[^\n]*$"):
         export.write(_bundle([*head, make("Relu", ["product"], ["outputs"])], matrix=[12, 2], unused=[1]), tmp_path)
+    linear = bundle.built_in("linear")
     with pytest.raises(ConfigError, match="is not ONNX"):
-        export.write(replace(bundle.built_in("linear"), forward=b"\xff"), tmp_path)
+        export.write(replace(linear, graphs={**linear.graphs, FORWARD: b"\xff"}), tmp_path)
 
 
 def _python(program: str, argument: Path) -> subprocess.CompletedProcess[str]:

@@ -151,6 +151,8 @@ def test_the_memory_knob_saves_fewer_bytes_and_changes_no_value() -> None:
     assert saved[0] > saved[1] > saved[2]
     for one in made:
         check.parity(module, one)
+    fits = make(module, (1, 8, 8), graphs.Budget(saved[1] - 1))
+    assert fits.memory.saved_per_sample < saved[1]
 
 
 @pytest.mark.parametrize("name", models.names())
@@ -215,7 +217,7 @@ main(sys.argv[1:])
         (["--model", "own_net:net", "--out", "OUT"], "--input '' is not a shape"),
         (["--model", "own_net:net", "--input", "1x0", "--out", "OUT"], "not a shape"),
         (["--model", "lenett", "--out", "OUT"], "did you mean 'lenet'"),
-        (["--model", "linear", "--memory", "less", "--out", "OUT"], "--memory 'less'"),
+        (["--model", "linear", "--memory", "60kb", "--out", "OUT"], "--memory '60kb'"),
         (["--model", "linear", "--out", "."], "not a bundle"),
     ],
 )
