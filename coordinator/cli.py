@@ -31,7 +31,7 @@ _EXIT_CODES = (
 _TABLES = ("run", "algorithm", "data")
 # What the watch data and its small model train well with, on either side of a comparison.
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "run": {"rounds": 15},
+    "run": {"rounds": 10},
     "algorithm": {"lr": 0.05, "local-steps": 20, "batch-size": 16},
     "data": {},
 }
