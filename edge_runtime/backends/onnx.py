@@ -209,7 +209,7 @@ class Graph:
         settings.intra_op_num_threads, settings.inter_op_num_threads = options.threads, 1
         settings.enable_cpu_mem_arena, settings.enable_mem_pattern = options.arena, False
         settings.log_severity_level = 4  # what goes wrong is raised as well
-        # A thread that spins while it waits takes the core from what runs between two graphs (two threads: 95 to 70 ms).
+        # A thread that spins while it waits takes the core from what runs between two graphs: 95 ms a step, not 70.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if options.arena:
             _share_arena()
