@@ -76,13 +76,15 @@ def _work(job: Job, task: Task, store: Store) -> Outcome:
     shared, down = _unpack(task, store.read(task.down.digest), parts, model.layout)
     client = parts.Client(settings, model, state)
     batches = data.SeededBatches(split.x_train, split.y_train, _seed(run.seed, job.device, task.round))
-    _check_room(job.compute, run.model, client.personal(down), getattr(settings, "batch_size", 1))
-    _check_fit(run.model, client.personal(down), split)
+    before = client.personal(down)
+    _check_room(job.compute, run.model, before, getattr(settings, "batch_size", 1))
+    _check_fit(run.model, before, split)
     shared = client.shared(down) if shared is None else shared
     metrics = {"train-samples": float(len(split.y_train)), "test-samples": float(len(split.y_test))}
     if shared is not None:
         metrics["accuracy-shared"] = _accuracy(Fitted(model, shared), split)
-    metrics["accuracy-personal-before"] = _accuracy(client.personal(down), split)
+    metrics["accuracy-personal-before"] = _accuracy(before, split)
+    del before  # its memory is for training
     up = client.round(down, batches)
     metrics["accuracy-personal"] = _accuracy(client.personal(None), split)
     if task.phase == "evaluate":
