@@ -70,6 +70,16 @@ class Model:
 
 
 @dataclass(frozen=True)
+class OwnModel(Model):
+    """A device's own model, which may be of another architecture than the one that the run's devices share."""
+
+    shared: Model
+    """The run's model."""
+    initial: Flat
+    """Initial parameters of the own model [size], drawn from the run's seed and the device."""
+
+
+@dataclass(frozen=True)
 class Fitted:
     """A model and parameters for it [its layout's size]; of a sparse model the active values only."""
 
@@ -115,6 +125,9 @@ class Batches(Protocol):
 class Client(Protocol):
     """The device's half. Made anew for every round from the state that the last applied round left."""
 
+    own_model: typing.ClassVar[bool]
+    """Whether `model` is an OwnModel, so that devices may have models of their own. If not, all have the run's."""
+
     def __init__(self, config: Any, model: Model, state: State | None) -> None:
         """Start from `state` (what `state()` gave), or None on a device that has none for this run."""
         ...
@@ -137,8 +150,14 @@ class Client(Protocol):
 
 
 class Server(Protocol):
-    """The coordinator's half. Holds one shared model, however many devices there are."""
+    """The coordinator's half. Holds one shared model, however many devices there are.
 
+    A synchronous run absorbs the updates of a round and closes it. An asynchronous one closes after every update (or
+    every few), so that `round` counts the versions of the shared model, and absorbs updates made from older versions.
+    """
+
+    takes_stale: typing.ClassVar[bool]
+    """Whether `absorb` takes an Up of an earlier round: a run can then be asynchronous."""
     round: int
 
     def __init__(

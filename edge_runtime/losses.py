@@ -32,3 +32,47 @@ def cross_entropy(outputs: Outputs, labels: NDArray[np.int64]) -> tuple[float, O
 def accuracy(outputs: Outputs, labels: NDArray[np.int64]) -> float:
     """Give the part of a batch whose largest output [batch, classes] is that of its label [batch]."""
     return float(np.mean(outputs.argmax(axis=1) == labels))
+
+
+def softmax(outputs: Outputs, temperature: float = 1.0) -> Outputs:
+    """Give the posteriors [batch, classes] of unnormalised scores, flattened by a temperature."""
+    shifted = (outputs - outputs.max(axis=1, keepdims=True)) / np.float32(temperature)
+    exponentials = np.exp(shifted)
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+def distillation(outputs: Outputs, teacher: Outputs, temperature: float = 1.0) -> tuple[float, Outputs]:
+    """Compute T^2 KL(teacher || student), the mean over a batch (Hinton et al., 2015): the teacher is a constant.
+
+    Args:
+        outputs: the student's unnormalised scores [batch, classes], divided by T here.
+        teacher: posteriors [batch, classes] at temperature T, each row summing to 1.
+        temperature: T. Its square keeps the size of the gradient.
+
+    Returns:
+        The loss, and d loss / d outputs [batch, classes], which is T (student - teacher) / batch.
+    """
+    student = softmax(outputs, temperature)
+    least = np.finfo(np.float32).tiny
+    terms = teacher * (np.log(np.maximum(teacher, least)) - np.log(np.maximum(student, least)))
+    value = temperature**2 * float(terms.sum(dtype=np.float64)) / len(outputs)
+    return value, (student - teacher) * np.float32(temperature / len(outputs))
+
+
+def distillation_teacher(outputs: Outputs, teacher: Outputs, temperature: float = 1.0) -> Outputs:
+    """Give the gradient of the same loss with respect to the teacher's scores, for a teacher that learns too.
+
+    Args:
+        outputs: the student's unnormalised scores [batch, classes].
+        teacher: the teacher's unnormalised scores [batch, classes].
+        temperature: T.
+
+    Returns:
+        d loss / d teacher [batch, classes]: T p (log p - log q - KL of the row) / batch, with p and q the posteriors
+        of teacher and student.
+    """
+    p, q = softmax(teacher, temperature), softmax(outputs, temperature)
+    least = np.finfo(np.float32).tiny
+    logs = np.log(np.maximum(p, least)) - np.log(np.maximum(q, least))
+    centred = logs - (p * logs).sum(axis=1, keepdims=True)
+    return np.asarray(p * centred * np.float32(temperature / len(outputs)))

@@ -59,7 +59,8 @@ class PackedModel(Model):
 
 def of(model: Model, mask: Mask) -> PackedModel:
     """Give the model of a dense model's active values; `mask.packed` is its layout."""
-    own = model.oracle.packed(mask) if isinstance(model.oracle, Packs) else None
+    # A full mask is the dense model, bit for bit: a backend may add up the tiles of its packed one in another order.
+    own = model.oracle.packed(mask) if isinstance(model.oracle, Packs) and not mask.full else None
     return PackedModel(mask.packed, own or DenseInside(model.oracle, mask))
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from edge_runtime.errors import DecodeError
 
-MAX_SETUP_BYTES = 1 << 20
 MAX_VALUES = 1 << 30
 _KINDS = (str, int, float, bool)
 

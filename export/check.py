@@ -61,7 +61,7 @@ def _compare(module: torch.nn.Module, model: Model, x: NDArray[Any], rng: np.ran
     wanted = torch.autograd.grad(expected, list(params.values()), torch.from_numpy(grad), materialize_grads=True)
     grads = pullback(grad)
     # A gradient that is zero but for rounding (a bias before a norm) is measured by those that are not.
-    least = 1e-2 * max(float(want.abs().max()) for want in wanted if want.numel())
+    least = 1e-3 * max(float(want.abs().max()) for want in wanted if want.numel())
     errors = {name: _difference(grads[name], want.numpy(), least) for name, want in zip(params, wanted, strict=True)}
     worst = max(errors, key=lambda name: errors[name])
     return Parity(_difference(outputs, expected.detach().numpy(), 1e-6), errors[worst], worst)

@@ -1,7 +1,9 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
-from edge_runtime.losses import accuracy, cross_entropy
+from edge_runtime.losses import accuracy, cross_entropy, distillation, distillation_teacher, softmax
 
 
 def test_cross_entropy_is_the_mean_negative_log_likelihood() -> None:
@@ -31,3 +33,48 @@ def test_huge_outputs_overflow_nothing() -> None:
 
 def test_accuracy_counts_the_rows_whose_largest_output_is_the_label() -> None:
     assert accuracy(np.array([[1, 2], [3, 0], [0, 1], [5, 6]], np.float32), np.array([1, 0, 0, 1])) == 0.75
+
+
+def numeric(function: Any, at: Any, step: float = 1e-3) -> Any:
+    gradient = np.zeros_like(at)
+    for place in np.ndindex(at.shape):
+        move = np.zeros_like(at)
+        move[place] = step
+        gradient[place] = (function(at + move) - function(at - move)) / (2 * step)
+    return gradient
+
+
+def test_distillation_is_the_golden_kl() -> None:
+    zero, two = np.zeros((1, 2), np.float32), np.array([[2, 0]], np.float32)
+    assert distillation(zero, softmax(two))[0] == pytest.approx(0.32781333, abs=1e-6)
+    student = np.array([[1, 0]], np.float32)
+    assert distillation(student, softmax(two, 3.0), 3.0)[0] == pytest.approx(0.11568850, abs=1e-6)
+    assert distillation(two, softmax(two, 3.0), 3.0)[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_distillation_goes_from_teacher_to_student() -> None:
+    teacher = np.array([[0.9, 0.1]], np.float32)
+    value, gradient = distillation(np.zeros((1, 2), np.float32), teacher)
+    assert value == pytest.approx(0.368064, abs=1e-6)
+    assert gradient == pytest.approx(np.array([[-0.4, 0.4]]), abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_both_gradients_of_distillation_are_those_of_its_value(temperature: float) -> None:
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(0, 2, (2, 3, 4))
+    gradient = distillation(student, softmax(teacher, temperature), temperature)[1]
+    wanted = numeric(lambda z: distillation(z, softmax(teacher, temperature), temperature)[0], student)
+    assert gradient == pytest.approx(wanted, abs=1e-5)
+    gradient = distillation_teacher(student, teacher, temperature)
+    wanted = numeric(lambda z: distillation(student, softmax(z, temperature), temperature)[0], teacher)
+    assert gradient == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "slope"), [(1.0, 0.611856), (2.0, 0.176759), (4.0, 0.046159)], ids=["1", "2", "4"]
+)
+def test_the_golden_gradients_at_a_temperature(temperature: float, slope: float) -> None:
+    student, teacher = np.array([[2, 0]], np.float32), np.array([[0, 1]], np.float32)
+    gradient = distillation(student, softmax(teacher, temperature), temperature)[1]
+    assert gradient[0, 0] == pytest.approx(slope * temperature**2, abs=2e-5)

@@ -50,6 +50,8 @@ class Config(sgd.Sgd):
 class Client:
     """The device's half: its personal model v is its state."""
 
+    own_model = False
+
     def __init__(self, config: Config, model: Model, state: State | None) -> None:
         self._config, self._model = config, model
         self._own: Flat | None = None if state is None else np.asarray(state["personal"], np.float32)

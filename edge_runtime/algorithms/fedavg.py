@@ -54,6 +54,8 @@ class Up:
 class Client:
     """The device's half: no state but the model that it has just trained."""
 
+    own_model = False
+
     def __init__(self, config: Config, model: Model, state: State | None) -> None:  # noqa: ARG002  # the contract's
         self._config, self._model = config, model
         self._trained: Flat | None = None
@@ -89,6 +91,8 @@ def _checked(down: Down, layout: Layout) -> Flat:
 
 class Server:
     """The coordinator's half: w, and the running sum of updates."""
+
+    takes_stale = False
 
     def __init__(
         self,

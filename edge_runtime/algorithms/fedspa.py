@@ -214,6 +214,8 @@ def _check(bits: Bits, layout: Layout, counts: tuple[int, ...]) -> Bits:
 class Client:
     """The device's half. Its state is the mask, and what the order of moving it needs of the last round."""
 
+    own_model = False
+
     def __init__(self, config: Config, model: Model, state: State | None) -> None:
         self._config, self._model, self._state = config, model, state
         self._layout = model.layout
@@ -319,6 +321,8 @@ class Server:
     `down` gives the same before and after `absorb`, and an update that is absorbed again after a crash, when its entry
     is on disk but the sum is lost, is read against the mask that it was made with.
     """
+
+    takes_stale = False
 
     def __init__(
         self, config: Config, layout: Layout, initial: Flat, devices: MutableMapping[str, bytes], seed: int

@@ -38,6 +38,8 @@ class Up:
 class Client:
     """The device's half: its own model x is its state."""
 
+    own_model = False
+
     def __init__(self, config: Config, model: Model, state: State | None) -> None:
         self._config, self._model = config, model
         self._own: Flat | None = None if state is None else np.asarray(state["personal"], np.float32)
@@ -76,6 +78,8 @@ def _checked(down: Down, layout: Layout) -> Flat:
 
 class Server:
     """The coordinator's half: w_0, and the number of the round."""
+
+    takes_stale = False
 
     def __init__(
         self,

@@ -108,3 +108,11 @@ def test_twenty_steps_end_where_those_of_torch_end_dense_and_packed(backend: str
     ours, theirs = (train(backends.load(Compute(one), name)) for one in (backend, "torch"))
     for found, expected in zip(ours, theirs, strict=True):
         assert difference(found, expected) < 1e-3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_with_all_values_active_packed_is_dense_bit_for_bit(backend: str) -> None:
+    spec, model = models.find("lenet"), backends.load(Compute(backend), "lenet")
+    full = Mask(spec.layout, (None,) * len(spec.layout.names))
+    flat, batch = models.initial(spec, 0), draw(np.random.default_rng(0), spec)
+    assert np.array_equal(sgd.gradient(packed.of(model, full), flat, batch), sgd.gradient(model, flat, batch))
