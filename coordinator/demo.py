@@ -129,13 +129,14 @@ def _watching(run: Run, names: list[str], alive: Callable[[], None]) -> Iterator
 def status(run: Run, coordinator: Coordinator, names: list[str], elapsed_s: float) -> live.Status:
     """Take a picture of a run for the live table."""
     progress = coordinator.core.progress
+    round_, answered, asked = coordinator.core.standing
     return live.Status(
         run.config.algorithm,
-        progress.round,
+        round_,
         run.config.rounds,
         progress.phase,
-        len(progress.accepted),
-        len(progress.cohort),
+        answered,
+        asked,
         elapsed_s,
         tuple(_device_status(coordinator, device) for device in names or sorted(progress.known)),
     )

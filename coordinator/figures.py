@@ -4,10 +4,14 @@ from collections.abc import Sequence
 
 from edge_runtime.coordinator.journal import Accepted
 from edge_runtime.coordinator.report import Row
+from edge_runtime.coordinator.run import Run
 
 
-def rows(accepted: Sequence[Accepted]) -> list[Row]:
-    """Make one row per device and round.
+def rows(accepted: Sequence[Accepted], run: Run) -> list[Row]:
+    """Make one row per update: per device and round.
+
+    An asynchronous run has no rounds: there, as many updates as there are devices count as one, in the order in which
+    they were accepted. A fast device may have several in one.
 
     A device counts the bytes on its socket from the run's first task on and reports the count with each offer, before
     the upload. So what came down for a round is the difference to the round before, and what went up (with everything
@@ -15,12 +19,21 @@ def rows(accepted: Sequence[Accepted]) -> list[Row]:
     """
     made = []
     by_device: dict[str, list[Accepted]] = {}
-    for item in sorted(accepted, key=lambda item: (item.device, item.round)):
+    for item in _in_rounds(accepted, run):
         by_device.setdefault(item.device, []).append(item)
     for items in by_device.values():
         for before, item, after in zip([None, *items], items, [*items[1:], None], strict=False):
             made.append(_row(before, item, after))
     return made
+
+
+def _in_rounds(accepted: Sequence[Accepted], run: Run) -> list[Accepted]:
+    """Put updates in the order of each device's own."""
+    ordered = sorted(accepted, key=lambda item: item.number)
+    if run.config.habit == "asynchronous":
+        devices = run.config.devices
+        ordered = [item._replace(round=min(place // devices, run.config.rounds)) for place, item in enumerate(ordered)]
+    return sorted(ordered, key=lambda item: (item.device, item.round))
 
 
 def _row(before: Accepted | None, item: Accepted, after: Accepted | None) -> Row:
@@ -42,6 +55,7 @@ def _row(before: Accepted | None, item: Accepted, after: Accepted | None) -> Row
         accuracy_personal_before=figures.get("accuracy-personal-before"),
         accuracy_personal=figures.get("accuracy-personal"),
         loss=figures.get("loss"),
+        staleness=figures.get("staleness"),
         train_samples=_whole(figures, "train-samples") or 0,
         test_samples=_whole(figures, "test-samples") or 0,
     )

@@ -3,10 +3,11 @@
     RUN/journal.sqlite      WAL, synchronous FULL: devices, rounds, updates (PRIMARY KEY round, phase, device)
     RUN/checkpoint-NNNN     the server half's state at the start of round NNNN
     RUN/spool/DEVICE        an update on its way in
+    RUN/down/DIGEST         asynchronous runs: the encoded Down of an open task
 
 The order is: update journalled, then acknowledged; checkpoint file written, then the row that names it. After a crash
-the run goes on from the last checkpoint and the updates that the journal holds of the open round. Updates of closed
-rounds keep their digest and figures, not their bytes.
+the run goes on from the last checkpoint and the updates that the journal holds since then: those of the open round, or
+of an asynchronous run those judged after the checkpoint, in their order. Older ones keep digest and figures only.
 """
 
 import contextlib
@@ -14,14 +15,15 @@ import fcntl
 import hashlib
 import json
 import sqlite3
+import typing
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from edge_runtime.coordinator.rounds import Progress
+from edge_runtime.coordinator.actions import Progress
 from edge_runtime.errors import ConfigError, DeviceError, RunError
 from edge_runtime.files import write_atomic
-from edge_runtime.message import Blob, Chunk, Offer
+from edge_runtime.message import Blob, Chunk, Offer, Task, decode, encode
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -30,8 +32,10 @@ CREATE TABLE IF NOT EXISTS round (
     round INTEGER, phase TEXT, cohort TEXT NOT NULL, closed INTEGER NOT NULL DEFAULT 0, checkpoint TEXT,
     PRIMARY KEY (round, phase)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS upload (
-    round INTEGER, phase TEXT, device TEXT, digest TEXT NOT NULL, payload BLOB, metrics TEXT NOT NULL,
-    reason TEXT NOT NULL DEFAULT '', PRIMARY KEY (round, phase, device)) WITHOUT ROWID;
+    round INTEGER, phase TEXT, device TEXT, number INTEGER NOT NULL, digest TEXT NOT NULL, payload BLOB,
+    metrics TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', PRIMARY KEY (round, phase, device)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS assignment (
+    device TEXT PRIMARY KEY, round INTEGER NOT NULL, task BLOB NOT NULL, down TEXT NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -41,6 +45,8 @@ class Accepted(NamedTuple):
     round: int
     phase: str
     device: str
+    number: int
+    """The how-manieth update of an asynchronous run it was, rejected ones counted; else its round."""
     metrics: dict[str, float]
 
 
@@ -56,7 +62,8 @@ class Journal:
         """
         self.folder = folder
         try:
-            (folder / "spool").mkdir(parents=True, exist_ok=True)
+            for part in ("spool", "down"):
+                (folder / part).mkdir(parents=True, exist_ok=True)
             self._lock = _lock(folder)
             self._database = sqlite3.connect(folder / "journal.sqlite", check_same_thread=False)
             self._database.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;" + _SCHEMA)
@@ -85,12 +92,14 @@ class Journal:
         self.set("epoch", str(epoch))
         return epoch
 
-    def progress(self) -> Progress:
+    def progress(self, asynchronous: bool = False) -> Progress:
         """Say where the run stands."""
         progress = Progress(known={row[0] for row in self._database.execute("SELECT id FROM device")})
         progress.round = int(self.get("round") or 0)
         progress.phase = self.get("phase") or "train"
         progress.finished = self.get("finished") == "yes"
+        if asynchronous and progress.phase == "train":
+            return self._versions(progress)
         where = (progress.round, progress.phase)
         row = self._database.execute(
             "SELECT cohort FROM round WHERE round = ? AND phase = ? AND NOT closed", where
@@ -99,6 +108,14 @@ class Journal:
             progress.cohort = tuple(json.loads(row[0]))
             query = "SELECT device, digest FROM upload WHERE round = ? AND phase = ? AND reason = ''"
             progress.accepted = dict(self._database.execute(query, where))
+        return progress
+
+    def _versions(self, progress: Progress) -> Progress:
+        query = "SELECT COUNT(*), COUNT(*) FILTER (WHERE reason = '') FROM upload WHERE phase = 'train'"
+        progress.round, progress.applied = self._database.execute(query).fetchone()
+        query = "SELECT device, MAX(round) FROM upload WHERE phase = 'train' GROUP BY device"
+        progress.judged = dict(self._database.execute(query))
+        progress.issued = dict(self._database.execute("SELECT device, round FROM assignment"))
         return progress
 
     def register(self, device: str) -> None:
@@ -116,6 +133,44 @@ class Journal:
         with self._transaction():
             row = (round_, phase, json.dumps(cohort))
             self._database.execute("INSERT INTO round (round, phase, cohort) VALUES (?, ?, ?)", row)
+
+    def assign(self, device: str, task: Task, down: bytes) -> None:
+        """Make a task of an asynchronous run durable, and the encoded Down that it names."""
+        before = self._down_of(device)
+        self._write_down(task.down.digest, down)
+        with self._transaction():
+            row = (device, task.round, encode(task), task.down.digest)
+            self._database.execute("INSERT OR REPLACE INTO assignment VALUES (?, ?, ?, ?)", row)
+        self._drop_down(before)
+
+    def assigned(self, device: str) -> Task | None:
+        """Read the open task of a device; None: it has none, or the Down that it names is gone."""
+        row = self._database.execute("SELECT task, down FROM assignment WHERE device = ?", (device,)).fetchone()
+        return typing.cast(Task, decode(row[0])) if row and self.down(row[1]) is not None else None
+
+    def _down_of(self, device: str) -> str:
+        row = self._database.execute("SELECT down FROM assignment WHERE device = ?", (device,)).fetchone()
+        return str(row[0]) if row else ""
+
+    def down(self, digest: str) -> bytes | None:
+        """Read the encoded Down of an open task."""
+        path = self.folder / "down" / digest
+        data = path.read_bytes() if path.exists() else b""
+        return data if hashlib.sha256(data).hexdigest() == digest else None
+
+    def _write_down(self, digest: str, data: bytes) -> None:
+        path = self.folder / "down" / digest
+        try:
+            if not path.exists():
+                write_atomic(path, data)
+        except DeviceError as error:
+            raise RunError(f"{error}, and resume the run") from error
+
+    def _drop_down(self, digest: str) -> None:
+        """Drop a Down that no open task names."""
+        named = self._database.execute("SELECT 1 FROM assignment WHERE down = ?", (digest,)).fetchone()
+        if digest and named is None:
+            (self.folder / "down" / digest).unlink(missing_ok=True)
 
     def keep(self, device: str, offer: Offer, chunk: Chunk) -> None:
         """Put a chunk of an incoming update aside."""
@@ -136,24 +191,29 @@ class Journal:
         path.unlink(missing_ok=True)
         return data if hashlib.sha256(data).hexdigest() == blob.digest else None
 
-    def accept(self, device: str, offer: Offer, payload: bytes) -> None:
-        """Journal an update that was absorbed, together with what the server half now remembers of the device."""
-        row = (offer.round, offer.phase, device, offer.blob.digest, payload, json.dumps(offer.metrics))
-        with self._transaction():
-            self._database.execute(
-                "INSERT INTO upload (round, phase, device, digest, payload, metrics) VALUES (?, ?, ?, ?, ?, ?)", row
-            )
-            if offer.phase == "train":
-                self._database.execute("UPDATE device SET base = ? WHERE id = ?", (offer.blob.digest, device))
+    def accept(self, device: str, offer: Offer, payload: bytes, number: int) -> None:
+        """Journal an update that was absorbed, together with what the server half now remembers of the device.
 
-    def reject(self, device: str, offer: Offer, reason: str) -> None:
+        `number`: of an asynchronous run, how many were judged before it; else its round.
+        """
+        self._judge(device, offer, number, payload, "")
+
+    def reject(self, device: str, offer: Offer, reason: str, number: int) -> None:
         """Journal an update that was thrown out, and take back what absorbing it may have written."""
         self._database.rollback()
-        row = (offer.round, offer.phase, device, offer.blob.digest, json.dumps(offer.metrics), reason)
+        self._judge(device, offer, number, None, reason)
+
+    def _judge(self, device: str, offer: Offer, number: int, payload: bytes | None, reason: str) -> None:
+        row = (offer.round, offer.phase, device, number, offer.blob.digest, payload, json.dumps(offer.metrics), reason)
+        done = self._down_of(device)
         with self._transaction():
-            self._database.execute(
-                "INSERT INTO upload (round, phase, device, digest, metrics, reason) VALUES (?, ?, ?, ?, ?, ?)", row
-            )
+            self._database.execute("INSERT INTO upload VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+            if offer.phase == "train":
+                if not reason:
+                    self._database.execute("UPDATE device SET base = ? WHERE id = ?", (offer.blob.digest, device))
+                where = (device, offer.round)
+                self._database.execute("UPDATE assignment SET down = '' WHERE device = ? AND round <= ?", where)
+        self._drop_down(done)
 
     def fate(self, device: str, offer: Offer) -> tuple[str, str]:
         """Say what became of an offer, and why: `applied`, `rejected` or `late`."""
@@ -172,6 +232,11 @@ class Journal:
         query = "SELECT device, payload FROM upload WHERE round = ? AND phase = 'train' AND reason = '' ORDER BY device"
         yield from self._database.execute(query, (round_,))
 
+    def payloads_since(self) -> Iterator[tuple[str, bytes]]:
+        """Go through the accepted updates of an asynchronous run since its last checkpoint, in their order."""
+        query = "SELECT device, payload FROM upload WHERE phase = 'train' AND payload IS NOT NULL ORDER BY number"
+        yield from self._database.execute(query)
+
     def rejections(self, round_: int, phase: str) -> dict[str, str]:
         """List the devices whose update of a round was thrown out, with the reason."""
         query = "SELECT device, reason FROM upload WHERE round = ? AND phase = ? AND reason != ''"
@@ -188,12 +253,25 @@ class Journal:
                 "UPDATE round SET closed = 1, checkpoint = ? WHERE round = ? AND phase = ?", (digest, *where)
             )
             self._database.execute("UPDATE upload SET payload = NULL WHERE round = ? AND phase = ?", where)
-            facts = {"round": str(following.round), "phase": following.phase, "finished": "no"}
-            if following.finished:
-                facts["finished"] = "yes"
-            self._database.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", facts.items())
+            self._stand(following)
         if progress.phase == "train":
             self._drop_checkpoints(following.round)
+
+    def close_versions(self, checkpoint: bytes, following: Progress) -> None:
+        """Make the state after the updates of an asynchronous run so far durable; they need not be absorbed again."""
+        self._write_checkpoint(following.round, checkpoint)
+        with self._transaction():
+            row = (following.round - 1, hashlib.sha256(checkpoint).hexdigest())
+            self._database.execute("INSERT INTO round VALUES (?, 'train', '[]', 1, ?)", row)
+            self._database.execute("UPDATE upload SET payload = NULL WHERE phase = 'train'")
+            if following.phase != "train":
+                self._stand(following)
+        self._drop_checkpoints(following.round)
+
+    def _stand(self, progress: Progress) -> None:
+        finished = "yes" if progress.finished else "no"
+        facts = {"round": str(progress.round), "phase": progress.phase, "finished": finished}
+        self._database.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", facts.items())
 
     def checkpoint(self) -> bytes | None:
         """Read the server half's state at the start of the open round; None before the first has closed.
@@ -231,9 +309,11 @@ class Journal:
 
     def accepted(self) -> list[Accepted]:
         """List all updates that count, with their figures."""
-        query = "SELECT round, phase, device, metrics FROM upload WHERE reason = '' ORDER BY round, phase, device"
+        query = (
+            "SELECT round, phase, device, number, metrics FROM upload WHERE reason = '' ORDER BY number, phase, device"
+        )
         rows = self._database.execute(query)
-        return [Accepted(round_, phase, device, json.loads(metrics)) for round_, phase, device, metrics in rows]
+        return [Accepted(r, phase, device, number, json.loads(m)) for r, phase, device, number, m in rows]
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -33,7 +33,7 @@ _EVALUATION = (
 )
 _MEMORY = ("idle_rss_bytes", "agent_peak_rss_bytes", "trainer_peak_rss_bytes", "peak_rss_bytes")
 _TIMES = ("cpu_s", "wall_s")
-METRICS = (*PAYLOAD, *SOCKET, *_EVALUATION, *_MEMORY, *ACCURACIES, "loss", "train_samples", "test_samples")
+METRICS = (*PAYLOAD, *SOCKET, *_EVALUATION, *_MEMORY, *ACCURACIES, "loss", "staleness", "train_samples", "test_samples")
 """The figures of a device, all of which `summary` sums up."""
 
 
@@ -65,6 +65,8 @@ class Row:
     loss: float | None
     train_samples: int
     test_samples: int
+    staleness: float | None = None
+    """Asynchronous runs: how many versions older the model was that it was made from than the one it changed."""
 
 
 def versions() -> dict[str, str]:
@@ -148,6 +150,7 @@ def _device(device: str, rows: list[Row]) -> dict[str, Any]:
         "peak_rss_bytes": _max(together),
         **last,
         "loss": _last(_column(train[-1:], "loss")),
+        "staleness": _mean(_column(train, "staleness")),
         "times": {name: _mean(_column(train, name)) for name in _TIMES},
     }
 
@@ -173,7 +176,7 @@ def _rounds(rows: Sequence[Row], fleet: int) -> list[dict[str, Any]]:
             **means,
             "cumulative_payload_bytes": payload.add(share, *(means[name] for name in PAYLOAD)),
             "cumulative_socket_bytes": socket.add(share, *(means[name] for name in SOCKET)),
-            **{name: _stats(_column(part, name)) for name in (*ACCURACIES, "loss")},
+            **{name: _stats(_column(part, name)) for name in (*ACCURACIES, "loss", "staleness")},
             "times": {name: _stats(_column(part, name)) for name in _TIMES},
         }
         series.append(entry)

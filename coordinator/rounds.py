@@ -12,121 +12,23 @@ A synchronous run closes a round when its cohort has answered, or at the deadlin
 """
 
 import math
-from dataclasses import dataclass, field
 
+from edge_runtime.coordinator.actions import (
+    Action,
+    Assign,
+    Close,
+    Finish,
+    Look,
+    Plan,
+    Progress,
+    Register,
+    Sample,
+    SendChunks,
+    Tell,
+    fate_of,
+)
+from edge_runtime.coordinator.uploads import Uploads
 from edge_runtime.message import Chunk, Fate, Hello, Message, Need, Offer, Refuse, Status, Task, Welcome
-from edge_runtime.transfer import Incoming
-
-_MAX_SILENCE = 16
-"""Ticks between two repetitions to a device that does not answer."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run is, as far as the protocol cares."""
-
-    run: str
-    epoch: int
-    rounds: int
-    devices: int
-    """Devices that must have said hello before the first round."""
-    cohort: int = 0
-    """Devices per round; 0: all."""
-    quorum: float = 0.8
-    """The part of the cohort that must have answered for a round to close at its deadline."""
-    evaluate: bool = True
-    """Whether all devices evaluate the final model after the last round."""
-    max_blob: int = 1 << 30
-    """Largest update that is let in, bytes."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands: what the journal knows at the start, and the core moves on."""
-
-    round: int = 0
-    phase: str = "train"
-    cohort: tuple[str, ...] = ()
-    accepted: dict[str, str] = field(default_factory=dict)
-    """Digest of the update of every device of the cohort that was accepted in this round."""
-    known: set[str] = field(default_factory=set)
-    finished: bool = False
-
-
-@dataclass(frozen=True)
-class Tell:
-    """Send this message to a device."""
-
-    device: str
-    message: Message
-
-
-@dataclass(frozen=True)
-class Assign:
-    """Make (again) the task of the open round for a device, and send it. `fresh`: the device lost its state."""
-
-    device: str
-    fresh: bool
-
-
-@dataclass(frozen=True)
-class SendChunks:
-    """Send a device these chunks of a blob of its task."""
-
-    device: str
-    need: Need
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Put a chunk of an incoming update aside."""
-
-    device: str
-    offer: Offer
-    chunk: Chunk
-
-
-@dataclass(frozen=True)
-class Accept:
-    """All chunks are here: check, decode, journal and absorb the update, and call `accepted`."""
-
-    device: str
-    offer: Offer
-
-
-@dataclass(frozen=True)
-class Look:
-    """Tell the device what the journal knows of an offer for a round that is over."""
-
-    device: str
-    offer: Offer
-
-
-@dataclass(frozen=True)
-class Register:
-    """Make it durable that this device exists."""
-
-    device: str
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Draw a cohort from these devices (sorted), make the assignment durable, and call `opened`."""
-
-    devices: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Close:
-    """End the round durably, and call `closed`."""
-
-
-@dataclass(frozen=True)
-class Finish:
-    """The run is over, durably."""
-
-
-Action = Tell | Assign | SendChunks | Keep | Accept | Look | Register | Sample | Close | Finish
 
 
 class RoundsCore:
@@ -141,8 +43,7 @@ class RoundsCore:
         """Reason of every device of the cohort that cannot take part in this round."""
         self.doing: dict[str, str] = {}
         self._fresh: set[str] = set()
-        self._incoming: dict[str, tuple[Offer, Incoming]] = {}
-        self._silence: dict[str, int] = {}
+        self._uploads = Uploads()
         self._closing = False
         self._enough = plan.devices
 
@@ -150,6 +51,13 @@ class RoundsCore:
     def open(self) -> bool:
         """Say whether a round is open."""
         return bool(self.progress.cohort) and not self.progress.finished
+
+    @property
+    def standing(self) -> tuple[int, int, int]:
+        """Say which round is open (the number of rounds: the evaluation), how many answered it, and how many should."""
+        now = self.progress
+        number = now.round if now.phase == "train" else self.plan.rounds
+        return number, len(now.accepted), len(now.cohort)
 
     @property
     def quorum(self) -> int:
@@ -179,15 +87,9 @@ class RoundsCore:
         """Repeat what is outstanding, less and less often to a device that stays silent."""
         actions: list[Action] = []
         for device in self.missing():
-            silence = self._silence.get(device, 0) + 1
-            self._silence[device] = silence
-            if silence > 1 and silence & (silence - 1) and silence % _MAX_SILENCE:
-                continue
-            if device in self._incoming:
-                incoming = self._incoming[device][1]
-                actions += [Tell(device, incoming.ask())] if incoming.stalled() else []
-            else:
-                actions.append(Assign(device, device in self._fresh))
+            if self._uploads.due(device):
+                holds = self._uploads.holds(device)
+                actions += self._uploads.ask(device) if holds else [Assign(device, device in self._fresh)]
         return actions
 
     def deadline(self) -> list[Action]:
@@ -207,7 +109,7 @@ class RoundsCore:
 
     def handle(self, device: str, message: Message) -> list[Action]:
         """Take a message from a device; what is not for a coordinator, or not now, gives no action."""
-        self._silence[device] = 0
+        self._uploads.heard(device)
         if device in self.progress.known:
             self.online.add(device)  # whatever it says, it is back
         match message:
@@ -216,7 +118,7 @@ class RoundsCore:
             case Offer():
                 return self._on_offer(device, message)
             case Chunk():
-                return self._on_chunk(device, message)
+                return self._uploads.take(device, message)
             case Need():
                 return [SendChunks(device, message)] if device in self.progress.cohort else []
             case Status():
@@ -230,22 +132,17 @@ class RoundsCore:
 
     def accepted(self, device: str, offer: Offer, reason: str = "") -> list[Action]:
         """Go on after `Accept`: the update counts (no reason), or it was thrown out for that reason."""
-        self._incoming.pop(device, None)
+        self._uploads.drop(device)
         if reason:
             self.refused[device] = reason
-            return [Tell(device, _fate(offer, "rejected", reason)), *self._maybe_close()]
+            return [Tell(device, fate_of(offer, "rejected", reason)), *self._maybe_close()]
         self.progress.accepted[device] = offer.blob.digest
         self.doing[device] = "done"
-        return [Tell(device, _fate(offer, "applied")), *self._maybe_close()]
+        return [Tell(device, fate_of(offer, "applied")), *self._maybe_close()]
 
     def damaged(self, device: str) -> list[Action]:
         """Go on after `Accept` found that the bytes do not have the digest: ask for them again."""
-        if device not in self._incoming:
-            return []
-        offer, _ = self._incoming[device]
-        incoming = Incoming(offer.blob)
-        self._incoming[device] = (offer, incoming)
-        return [Tell(device, incoming.ask())]
+        return self._uploads.restart(device)
 
     def opened(self, cohort: tuple[str, ...]) -> list[Action]:
         """Go on after `Sample`."""
@@ -255,11 +152,10 @@ class RoundsCore:
     def closed(self) -> list[Action]:
         """Go on after `Close`: with the next round, the evaluation, or the end."""
         self._closing = False
-        self._incoming.clear()
         self._fresh.clear()
         self.refused.clear()
         self.doing.clear()
-        self._silence.clear()
+        self._uploads.clear()
         self.progress = self.following()
         return [Finish()] if self.progress.finished else self._maybe_open()
 
@@ -285,32 +181,15 @@ class RoundsCore:
     def _on_offer(self, device: str, offer: Offer) -> list[Action]:
         progress = self.progress
         if offer.run != self.plan.run:
-            return [Tell(device, _fate(offer, "gone"))]
+            return [Tell(device, fate_of(offer, "gone"))]
         if (offer.round, offer.phase) != (progress.round, progress.phase) or device in progress.accepted:
             return [Look(device, offer)]
         if device not in progress.cohort or device in self.refused or offer.blob.size > self.plan.max_blob:
             reason = self.refused.get(device, "not assigned in this round, or too large")
-            return [Tell(device, _fate(offer, "rejected", reason))]
-        held = self._incoming.get(device)
-        if held is not None and held[0].blob == offer.blob:
-            return []  # what was asked for is on its way, or `tick` will ask again
-        incoming = Incoming(offer.blob)
-        self._incoming[device] = (offer, incoming)
-        self.doing[device] = "sending"
-        return [Accept(device, offer)] if incoming.complete else [Tell(device, incoming.ask())]
-
-    def _on_chunk(self, device: str, chunk: Chunk) -> list[Action]:
-        if device not in self._incoming:
-            return []
-        offer, incoming = self._incoming[device]
-        if not incoming.take(chunk):
-            return []
-        actions: list[Action] = [Keep(device, offer, chunk)]
-        if incoming.complete:
-            actions.append(Accept(device, offer))
-        elif need := incoming.ask_next():
-            actions.append(Tell(device, need))
-        return actions
+            return [Tell(device, fate_of(offer, "rejected", reason))]
+        if not self._uploads.holds(device):
+            self.doing[device] = "sending"
+        return self._uploads.begin(device, offer)
 
     def _on_refuse(self, device: str, refuse: Refuse) -> list[Action]:
         if (refuse.run, refuse.round) != (self.plan.run, self.progress.round) or device not in self.missing():
@@ -338,7 +217,3 @@ class RoundsCore:
             return []
         self._closing = True
         return [Close()]
-
-
-def _fate(offer: Offer, fate: str, reason: str = "") -> Fate:
-    return Fate(offer.run, offer.round, offer.phase, offer.blob.digest, fate, reason[:500])

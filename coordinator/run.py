@@ -1,6 +1,7 @@
 """A run as a person writes it, and everything that follows from it before the first message."""
 
 import dataclasses
+import math
 import subprocess
 import sys
 import tempfile
@@ -10,11 +11,11 @@ from typing import Any
 
 from edge_runtime import algorithm, bundle, config, models
 from edge_runtime.algorithm import Algorithm
-from edge_runtime.coordinator.rounds import Plan
+from edge_runtime.coordinator.actions import Plan
 from edge_runtime.errors import ConfigError
 from edge_runtime.message import check_name
-from edge_runtime.setup import Setup
-from edge_runtime.tree import Flat, Layout
+from edge_runtime.setup import ModelCard, Setup
+from edge_runtime.tree import Flat
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,11 @@ class RunConfig:
     devices: int = 1
     """Devices to wait for before the first round."""
     cohort: int = 0
-    """Devices per round, drawn at random; 0: all."""
+    """Devices per round (asynchronous: at work at the same time), drawn at random; 0: all."""
+    habit: str = ""
+    """synchronous or asynchronous; empty: the algorithm's usual way."""
+    buffer: int = 1
+    """Asynchronous: updates that make a new version of the shared model; the run ends after rounds times devices."""
     quorum: float = 0.8
     """Part of the cohort that must have answered for a round to close at its deadline."""
     deadline_s: float = 120.0
@@ -41,7 +46,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
         check_name(self.fleet, "run: fleet")
-        for name, low in (("rounds", 1), ("devices", 1), ("cohort", 0), ("seed", 0)):
+        for name, low in (("rounds", 1), ("devices", 1), ("cohort", 0), ("buffer", 1), ("seed", 0)):
             if getattr(self, name) < low:
                 raise ConfigError(f"run: {name} must be at least {low}, not {getattr(self, name)}")
         if not 0 < self.quorum <= 1:
@@ -59,44 +64,95 @@ class Run:
     settings: Any
     description: Setup
     initial: Flat
+    variants: tuple[tuple[str, Setup], ...] = ()
+    """Patterns of device ids, and the run as those devices see it; the first that fits counts."""
 
     def plan(self, run: str, epoch: int) -> Plan:
         """Say what the protocol must know; an update may be a few times the model's size, never more."""
         part = self.config
-        limit = (1 << 16) + 16 * len(self.initial)
-        return Plan(run, epoch, part.rounds, part.devices, part.cohort, part.quorum, part.evaluate, limit)
+        return Plan(
+            run,
+            epoch,
+            part.rounds,
+            part.devices,
+            part.cohort,
+            part.quorum,
+            part.evaluate,
+            max_blob=(1 << 16) + 16 * len(self.initial),
+            asynchronous=part.habit == "asynchronous",
+            buffer=part.buffer,
+            seed=part.seed,
+        )
 
 
-def prepare(run: RunConfig, table: dict[str, Any]) -> Run:
+def prepare(run: RunConfig, table: dict[str, Any], variants: dict[str, dict[str, Any]] | None = None) -> Run:
     """Check a run down to the last tensor, so that nothing can fail for a wrong setting later.
 
     Args:
         run: the table [run].
         table: the table [algorithm], kebab-case keys.
+        variants: the tables [variant.NAME]: `devices`, a pattern of ids, and what these have of their own: `model`,
+            and keys of [algorithm].
 
     Raises:
         ConfigError: an unknown algorithm, model or key; a setting that this model does not allow.
     """
     parts = algorithm.load(run.algorithm)
+    run = dataclasses.replace(run, habit=_habit(run, parts))
     fields = {field.name for field in dataclasses.fields(parts.Config)}
-    table = {**table, **({"rounds": run.rounds} if "rounds" in fields else {})}
+    table = {**table, **{name: value for name, value in _known(run).items() if name in fields}}
     settings = config.build(parts.Config, table, "algorithm")
-    model, layout, initial, graphs = _model(run.model, run.seed)
-    parts.Server(settings, layout, initial, {}, run.seed)
-    description = Setup(run.algorithm, config.table(settings), model, layout.names, layout.shapes, run.seed, graphs)
-    return Run(run, parts, settings, description, initial)
+    card, initial = _model(run.model, run.seed)
+    parts.Server(settings, card.layout, initial, {}, run.seed)
+    description = Setup(run.algorithm, config.table(settings), card, run.seed)
+    made = tuple(_variant(parts, description, name, table, own) for name, own in (variants or {}).items())
+    return Run(run, parts, settings, description, initial, made)
 
 
-def _model(model: str, seed: int) -> tuple[str, Layout, Flat, bytes]:
-    """Give a model's name, tensors and initial values, and what a device needs of it that it does not have."""
+def _habit(run: RunConfig, parts: Algorithm) -> str:
+    known = parts.Server.habits
+    if run.habit and run.habit not in known:
+        raise ConfigError(f"run: {run.algorithm} runs {' or '.join(known)}, not {run.habit!r}")
+    return run.habit or known[0]
+
+
+def _known(run: RunConfig) -> dict[str, int]:
+    """Give what some algorithms must know of the run: its rounds, and the fewest updates that a round closes with."""
+    least = max(1, math.ceil(run.quorum * (run.cohort or run.devices)))
+    return {"rounds": run.rounds, "cohort": run.buffer if run.habit == "asynchronous" else least}
+
+
+def _variant(parts: Algorithm, run: Setup, name: str, table: dict[str, Any], own: dict[str, Any]) -> tuple[str, Setup]:
+    own = dict(own)
+    pattern, model = own.pop("devices", None), own.pop("model", None)
+    if not isinstance(pattern, str):
+        raise ConfigError(f"variant.{name}: devices must be a pattern of device ids, such as 'gateway-*'")
+    settings = config.build(parts.Config, {**table, **own}, f"variant.{name}")
+    card = None
+    if model is not None:
+        if not parts.Client.own_model:
+            raise ConfigError(f"variant.{name}: with {run.algorithm} all devices have the model {run.model.name!r}")
+        card = _own_model(model)
+    return pattern, dataclasses.replace(run, config=config.table(settings), own=card)
+
+
+def _own_model(model: str) -> ModelCard:
+    if (Path(model) / bundle.MANIFEST).exists():
+        graphs = bundle.read(Path(model))
+        return ModelCard(graphs.model, graphs.layout, bundle.pack(graphs, initial=True))
+    return ModelCard(model, models.find(model).layout)
+
+
+def _model(model: str, seed: int) -> tuple[ModelCard, Flat]:
+    """Give what devices must know of the run's model, and its initial values."""
     if (Path(model) / bundle.MANIFEST).exists():
         graphs = bundle.read(Path(model))
         if graphs.initial is None:
             raise ConfigError(f"{model}: this bundle has no initial parameters; name the built-in model instead")
-        return graphs.model, graphs.layout, graphs.initial, bundle.pack(graphs)
+        return ModelCard(graphs.model, graphs.layout, bundle.pack(graphs)), graphs.initial
     if ":" not in model:
         spec = models.find(model)
-        return model, spec.layout, models.initial(spec, seed), b""
+        return ModelCard(model, spec.layout), models.initial(spec, seed)
     # A process of its own: torch's memory stays out of the coordinator.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.npz"
@@ -105,7 +161,8 @@ def _model(model: str, seed: int) -> tuple[str, Layout, Flat, bytes]:
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise ConfigError(f"model {model!r} cannot be made: {last}")
-        return (model, *models.read_initial(path), b"")
+        layout, initial = models.read_initial(path)
+    return ModelCard(model, layout), initial
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -113,4 +170,12 @@ def describe(run: Run) -> dict[str, Any]:
     return {
         "run": config.table(run.config),
         "algorithm": run.description.config,
+        **({"variants": {pattern: _own_part(run, setup) for pattern, setup in run.variants}} if run.variants else {}),
     }
+
+
+def _own_part(run: Run, setup: Setup) -> dict[str, Any]:
+    """Give what a variant has of its own."""
+    common = run.description.config
+    own = {key: value for key, value in setup.config.items() if value != common[key]}
+    return {**own, **({"model": setup.own.name} if setup.own else {})}

@@ -4,19 +4,18 @@ Synchronous, without a thread or a clock of its own: `serve.py` feeds it from a 
 """
 
 import dataclasses
+import fnmatch
 import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from edge_runtime import algorithm, setup
-from edge_runtime.algorithm import Algorithm, Server
+from edge_runtime.algorithm import Server
 from edge_runtime.compression import codec
-from edge_runtime.coordinator.journal import Journal
-from edge_runtime.coordinator.rounds import (
+from edge_runtime.coordinator.actions import (
     Accept,
     Action,
     Assign,
@@ -25,15 +24,19 @@ from edge_runtime.coordinator.rounds import (
     Keep,
     Look,
     Plan,
+    Progress,
     Register,
-    RoundsCore,
+    Repeat,
     Sample,
     SendChunks,
     Tell,
 )
+from edge_runtime.coordinator.journal import Journal
+from edge_runtime.coordinator.rounds import RoundsCore
+from edge_runtime.coordinator.run import Run
+from edge_runtime.coordinator.versions import VersionsCore
 from edge_runtime.errors import ConfigError, DecodeError, RunError
 from edge_runtime.message import Blob, Chunk, Fate, Message, Offer, Task, check_name, decode
-from edge_runtime.tree import Flat, Layout
 
 log = logging.getLogger(__name__)
 
@@ -43,39 +46,30 @@ _CACHED_BLOBS = 4
 class Coordinator:
     """One run. Every method is called from one thread."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        parts: Algorithm,
-        settings: Any,
-        description: setup.Setup,
-        initial: Flat,
-        journal: Journal,
-        send: Callable[[str, Message], bool],
-    ) -> None:
+    def __init__(self, plan: Plan, run: Run, journal: Journal, send: Callable[[str, Message], bool]) -> None:
         """Take up where the journal says the run was.
 
         Args:
             plan: the run as the protocol sees it.
-            parts: the algorithm.
-            settings: its Config.
-            description: the run as its devices see it.
-            initial: the model's initial values [size].
+            run: the run.
             journal: the durable side.
             send: hands a message for a device to the network; may lose it.
         """
-        self.core = RoundsCore(plan, journal.progress())
+        self.core: RoundsCore | VersionsCore = _core(plan, journal.progress(plan.asynchronous))
         self.journal = journal
         self.garbage: dict[str, int] = {}
         self.latest: dict[str, dict[str, float]] = {}
         """Figures that came with the last accepted update of every device."""
-        self._parts, self._send = parts, send
-        self._layout = Layout(description.names, description.shapes)
-        self._seed = description.seed
-        self._setup = setup.encode(description)
+        self._parts, self._send = run.parts, send
+        self._layout = run.description.model.layout
+        self._seed = run.config.seed
+        self._setups = [(pattern, setup.encode(seen)) for pattern, seen in (*run.variants, ("*", run.description))]
         self._blobs: OrderedDict[str, bytes] = OrderedDict()
         self._tasks: dict[str, tuple[str, bool]] = {}
-        self.server: Server = parts.Server(settings, self._layout, initial, journal.memories, description.seed)
+        self._kept = 0
+        """Updates of an asynchronous run that the last checkpoint holds."""
+        memories = journal.memories
+        self.server: Server = run.parts.Server(run.settings, self._layout, run.initial, memories, self._seed)
         self._recover()
 
     def _recover(self) -> None:
@@ -84,10 +78,22 @@ class Coordinator:
         if checkpoint is not None:
             self.server.restore(codec.decode_state(checkpoint, 4 * self._layout.size))
         progress = self.core.progress
+        if isinstance(self.core, VersionsCore):
+            self._recover_versions(progress)
+            return
         self.core.refused = self.journal.rejections(progress.round, progress.phase)
         if progress.phase == "train":
             for device, payload in self.journal.payloads(progress.round):
                 self.server.absorb(device, algorithm.decode(payload, self._parts.Up, self._layout))
+
+    def _recover_versions(self, progress: Progress) -> None:
+        plan, payloads = self.core.plan, list(self.journal.payloads_since())
+        done = self._kept = progress.applied - len(payloads)
+        for device, payload in payloads:
+            self.server.absorb(device, algorithm.decode(payload, self._parts.Up, self._layout))
+            done += 1
+            if done % plan.buffer == 0 and done < plan.updates:  # the last version is made by the core's `Close`
+                self.server.close()
 
     def start(self) -> None:
         """Go on with the run."""
@@ -124,30 +130,52 @@ class Coordinator:
                     self._send(action.device, action.message)
                 case Assign():
                     self._assign(action.device, action.fresh)
+                case Repeat():
+                    self._repeat(action.device)
                 case SendChunks():
                     self._send_chunks(action)
-                case Keep():
-                    self.journal.keep(action.device, action.offer, action.chunk)
-                case Accept():
-                    self._accept(action.device, action.offer)
-                case Look():
-                    self._look(action.device, action.offer)
-                case Register():
-                    self.journal.register(action.device)
-                case Sample():
-                    self._sample(action.devices)
-                case Close():
-                    self._close()
-                case Finish():
-                    log.info("the run is finished")
+                case _:
+                    self._do_durably(action)
+
+    def _do_durably(self, action: Keep | Accept | Look | Register | Sample | Close | Finish) -> None:
+        match action:
+            case Keep():
+                self.journal.keep(action.device, action.offer, action.chunk)
+            case Accept():
+                self._accept(action.device, action.offer)
+            case Look():
+                self._look(action.device, action.offer)
+            case Register():
+                self.journal.register(action.device)
+            case Sample():
+                self._sample(action.devices)
+            case Close():
+                self._close()
+            case Finish():
+                log.info("the run is finished")
 
     def _assign(self, device: str, fresh: bool) -> None:
         plan, progress = self.core.plan, self.core.progress
         base = "" if fresh else self.journal.base(device)
         down = self._down(device, not base)
         self._tasks[device] = (down.digest, not base)
-        task = Task(plan.run, plan.epoch, progress.round, progress.phase, base, self._remember_blob(self._setup), down)
+        task = Task(
+            plan.run, plan.epoch, progress.round, progress.phase, base, self._remember_blob(self._setup(device)), down
+        )
+        if isinstance(self.core, VersionsCore):
+            self.journal.assign(device, task, self._blobs[down.digest])
+            self.core.issued(device, task.round)
         self._send(device, task)
+
+    def _setup(self, device: str) -> bytes:
+        return next(data for pattern, data in self._setups if fnmatch.fnmatchcase(device, pattern))
+
+    def _repeat(self, device: str) -> None:
+        task = self.journal.assigned(device)
+        if task is None:
+            self._assign(device, False)
+        else:
+            self._send(device, dataclasses.replace(task, epoch=self.core.plan.epoch))
 
     def _down(self, device: str, first: bool) -> Blob:
         down = algorithm.encode(self.server.down(device, first))
@@ -165,12 +193,7 @@ class Coordinator:
         return blob
 
     def _send_chunks(self, action: SendChunks) -> None:
-        digest, first = self._tasks.get(action.device, ("", True))
-        if action.need.digest not in self._blobs and action.need.digest == digest:
-            self._down(action.device, first)
-        if action.need.digest not in self._blobs:
-            self._remember_blob(self._setup)
-        data = self._blobs.get(action.need.digest)
+        data = self._blob(action.device, action.need.digest)
         if data is None:
             return  # of a task that is no longer open; the device will learn of the new one
         blob = Blob(action.need.digest, len(data))
@@ -179,25 +202,46 @@ class Coordinator:
             if start < end:
                 self._send(action.device, Chunk(blob.digest, index, data[start:end]))
 
+    def _blob(self, device: str, digest: str) -> bytes | None:
+        """Find a blob of a device's task, or make it again."""
+        if digest not in self._blobs and isinstance(self.core, VersionsCore):
+            down = self.journal.down(digest)
+            if down is not None:
+                self._remember_blob(down)
+        wanted, first = self._tasks.get(device, ("", True))
+        if digest not in self._blobs and digest == wanted:
+            self._down(device, first)
+        if digest not in self._blobs:
+            self._remember_blob(self._setup(device))
+        return self._blobs.get(digest)
+
     def _accept(self, device: str, offer: Offer) -> None:
         payload = self.journal.take(device, offer.blob)
         if payload is None:
             self._do(self.core.damaged(device))
             return
-        reason = ""
+        reason, number = "", self.core.progress.round
         try:
             if offer.phase == "train":
-                self.server.absorb(device, algorithm.decode(payload, self._parts.Up, self._layout))
+                offer = self._absorb(device, offer, payload)
             elif payload:
                 raise DecodeError("an evaluation has no payload")
         except DecodeError as error:
             reason = str(error)
-            self.journal.reject(device, offer, reason)
+            self.journal.reject(device, offer, reason, number)
             log.warning("device %s: its update of round %d was rejected: %s", device, offer.round, reason)
         else:
-            self.journal.accept(device, offer, payload)
+            self.journal.accept(device, offer, payload, number)
             self.latest[device] = offer.metrics
         self._do(self.core.accepted(device, offer, reason))
+
+    def _absorb(self, device: str, offer: Offer, payload: bytes) -> Offer:
+        """Absorb an update, and note how many versions old the model was that it was made from."""
+        up = algorithm.decode(payload, self._parts.Up, self._layout)
+        self.server.absorb(device, up)
+        if not isinstance(self.core, VersionsCore):
+            return offer
+        return dataclasses.replace(offer, metrics={**offer.metrics, "staleness": float(self.server.round - up.round)})
 
     def _look(self, device: str, offer: Offer) -> None:
         fate, reason = self.journal.fate(device, offer)
@@ -213,6 +257,9 @@ class Coordinator:
         self._do(self.core.opened(cohort))
 
     def _close(self) -> None:
+        if isinstance(self.core, VersionsCore):
+            self._close_version(self.core)
+            return
         progress = self.core.progress
         closing = dataclasses.replace(progress)
         if progress.phase == "train":
@@ -222,7 +269,29 @@ class Coordinator:
         self._tasks.clear()
         self._do(self.core.closed())
 
+    def _close_version(self, core: VersionsCore) -> None:
+        """Make a version; write a checkpoint once for as many updates as there are devices."""
+        self.server.close()
+        following = core.following()
+        if core.progress.applied - self._kept >= core.plan.devices or following.phase != "train":
+            self.journal.close_versions(codec.encode_state(self.server.state()), following)
+            self._kept = core.progress.applied
+        actions = core.closed()
+        if following.phase == "train":
+            self._do(actions)
+            return
+        self._tasks.clear()
+        self.core = RoundsCore(core.plan, following)
+        self.core.online = core.online
+        self._do([Finish()] if following.finished else self.core.start())
+
     def check(self) -> None:
         """Raise RunError if the open round can never close."""
         if self.core.stuck:
             raise RunError(f"round {self.core.progress.round} cannot close: {self.core.stuck}")
+
+
+def _core(plan: Plan, progress: Progress) -> RoundsCore | VersionsCore:
+    """Choose how the run goes on; the final evaluation of an asynchronous run is a round."""
+    versions = plan.asynchronous and progress.phase == "train"
+    return VersionsCore(plan, progress) if versions else RoundsCore(plan, progress)

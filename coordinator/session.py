@@ -51,10 +51,10 @@ def over_mqtt(run: Run, link: Link, folder: Path, broker: str, watch: Watch) -> 
         run_id = _identify(journal, run, secrets.token_hex(16))
         inbox = Inbox(transport, run.config.fleet)
         plan = run.plan(run_id, journal.next_epoch())
-        coordinator = Coordinator(plan, run.parts, run.settings, run.description, run.initial, journal, inbox.send)
+        coordinator = Coordinator(plan, run, journal, inbox.send)
         inbox.start()
         serve(coordinator, inbox, transport, run.config.deadline_s, watch)
-        rows = figures.rows(journal.accepted())
+        rows = figures.rows(journal.accepted(), run)
         (folder / "model.bin").write_bytes(coordinator.server.shared().tobytes())
     finally:
         transport.close()
@@ -70,7 +70,7 @@ def in_memory(run: Run, scene: Scene, folder: Path, watch: Watch) -> Outcome:
         name = hashlib.sha256(json.dumps(describe(run), sort_keys=True).encode()).hexdigest()[:32]
         run_id = _identify(journal, run, name)
         coordinator = simulate(run, run_id, scene, journal, watch)
-        rows = figures.rows(journal.accepted())
+        rows = figures.rows(journal.accepted(), run)
         (folder / "model.bin").write_bytes(coordinator.server.shared().tobytes())
     finally:
         journal.close()

@@ -77,7 +77,7 @@ def simulate(
         return end.send(down_topic(run.config.fleet, device), encode(message))
 
     plan = run.plan(run_id, journal.next_epoch())
-    coordinator = Coordinator(plan, run.parts, run.settings, run.description, run.initial, journal, send)
+    coordinator = Coordinator(plan, run, journal, send)
 
     def receive(topic: str, payload: bytes) -> None:
         coordinator.receive(topic, payload)

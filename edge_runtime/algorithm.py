@@ -156,8 +156,9 @@ class Server(Protocol):
     every few), so that `round` counts the versions of the shared model, and absorbs updates made from older versions.
     """
 
-    takes_stale: typing.ClassVar[bool]
-    """Whether `absorb` takes an Up of an earlier round: a run can then be asynchronous."""
+    habits: typing.ClassVar[tuple[str, ...]]
+    """How a run of it may go, the usual way first: `synchronous`, `asynchronous` (`absorb` takes an Up of an earlier
+    round), `decentralised` (every device has a server half of its own, for its neighbours)."""
     round: int
 
     def __init__(

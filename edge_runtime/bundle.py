@@ -218,12 +218,13 @@ def built_in(name: str) -> Bundle:
     return read(Path(__file__).with_name("bundles") / name)
 
 
-def pack(bundle: Bundle) -> bytes:
-    """Write a bundle without its initial parameters as one string of bytes, compressed; the inverse of `unpack`."""
+def pack(bundle: Bundle, initial: bool = False) -> bytes:
+    """Write a bundle (with or without its initial parameters) as compressed bytes; the inverse of `unpack`."""
     parts: list[bytes | int] = []
-    content = files(Bundle(**{**vars(bundle), "initial": None}))
-    for name in (MANIFEST, *GRAPHS):
-        parts += [len(content[name]), frames.pack(content[name])]
+    content = files(bundle if initial else dataclasses.replace(bundle, initial=None))
+    for name in (MANIFEST, *GRAPHS, INITIAL):
+        if name in content:
+            parts += [len(content[name]), frames.pack(content[name])]
     return codec.encode(parts)
 
 
@@ -233,12 +234,12 @@ def unpack(data: bytes) -> Bundle:
     Raises:
         DecodeError: they are not one.
     """
-    names = (MANIFEST, *GRAPHS)
+    names = (MANIFEST, *GRAPHS, INITIAL)
     parts = codec.decode(data, 0, max_sections=2 * len(names))
     content = {}
-    if len(parts) != 2 * len(names):
+    if len(parts) not in (2 * len(names) - 2, 2 * len(names)):
         raise DecodeError(f"bundle: {len(parts)} parts")
-    for name, size, frame in zip(names, parts[::2], parts[1::2], strict=True):
+    for name, size, frame in zip(names, parts[::2], parts[1::2], strict=False):
         if not isinstance(size, int) or not isinstance(frame, bytes) or not 0 <= size <= MAX_BYTES:
             raise DecodeError(f"bundle: {name} is malformed or too large")
         content[name] = frames.unpack(frame, size)

@@ -7,34 +7,49 @@ import base64
 import binascii
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from edge_runtime.errors import DecodeError
+from edge_runtime.tree import Layout
 
 MAX_VALUES = 1 << 30
 _KINDS = (str, int, float, bool)
 
 
 @dataclass(frozen=True)
-class Setup:
-    """A run as its devices see it."""
+class ModelCard:
+    """What a device must know of a model to have it."""
 
-    algorithm: str
-    config: dict[str, str | int | float | bool]
-    """The algorithm's configuration, kebab-case keys."""
-    model: str
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    seed: int
+    name: str
+    layout: Layout
     bundle: bytes = b""
     """The model's graphs (`bundle.pack`), for one that is not built in. Empty: the device has the model."""
 
 
+@dataclass(frozen=True)
+class Setup:
+    """A run as one of its devices sees it."""
+
+    algorithm: str
+    config: dict[str, str | int | float | bool]
+    """The algorithm's configuration, kebab-case keys."""
+    model: ModelCard
+    """The model that all share."""
+    seed: int
+    own: ModelCard | None = None
+    """The device's own model, where it is another one."""
+
+
 def encode(setup: Setup) -> bytes:
     """Encode to JSON; the inverse of `decode`."""
-    record = {**asdict(replace(setup, bundle=b"")), "bundle": base64.b64encode(setup.bundle).decode()}
+    record = {**vars(setup), "model": _card_record(setup.model), "own": setup.own and _card_record(setup.own)}
     return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _card_record(card: ModelCard) -> dict[str, Any]:
+    bundle = base64.b64encode(card.bundle).decode()
+    return {"name": card.name, "names": card.layout.names, "shapes": card.layout.shapes, "bundle": bundle}
 
 
 def decode(data: bytes) -> Setup:
@@ -49,22 +64,30 @@ def decode(data: bytes) -> Setup:
         raise DecodeError(f"setup: not JSON: {error}") from error
     if not isinstance(record, dict) or set(record) != set(Setup.__dataclass_fields__):
         raise DecodeError("setup: its fields are not those of a setup")
-    if not isinstance(record["algorithm"], str) or not isinstance(record["model"], str):
-        raise DecodeError("setup: algorithm and model must be strings")
+    if not isinstance(record["algorithm"], str):
+        raise DecodeError("setup: algorithm must be a string")
     config = record["config"]
     if not isinstance(config, dict) or not all(type(value) in _KINDS for value in config.values()):
         raise DecodeError("setup: config must hold plain values")
     if type(record["seed"]) is not int or not 0 <= record["seed"] < 2**63:
         raise DecodeError("setup: seed must be a whole number from 0 to 2^63")
+    own = None if record["own"] is None else _card(record["own"])
+    return Setup(record["algorithm"], config, _card(record["model"]), record["seed"], own)
+
+
+def _card(record: Any) -> ModelCard:
+    if not isinstance(record, dict) or set(record) != {"name", "names", "shapes", "bundle"}:
+        raise DecodeError("setup: the fields of a model are not those of one")
+    if not isinstance(record["name"], str):
+        raise DecodeError("setup: a model's name must be a string")
     try:
         bundle = base64.b64decode(record["bundle"], validate=True)
     except (TypeError, ValueError, binascii.Error) as error:
         raise DecodeError("setup: bundle is not base64") from error
-    names, shapes = _layout(record["names"], record["shapes"])
-    return Setup(record["algorithm"], config, record["model"], names, shapes, record["seed"], bundle)
+    return ModelCard(record["name"], _layout(record["names"], record["shapes"]), bundle)
 
 
-def _layout(names: Any, shapes: Any) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
+def _layout(names: Any, shapes: Any) -> Layout:
     if not isinstance(names, list) or not isinstance(shapes, list) or len(names) != len(shapes):
         raise DecodeError("setup: names and shapes do not fit together")
     if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
@@ -78,4 +101,4 @@ def _layout(names: Any, shapes: Any) -> tuple[tuple[str, ...], tuple[tuple[int, 
             raise DecodeError("setup: a shape is not a list of at most 8 positive numbers")
     if sum(math.prod(shape) for shape in shapes) > MAX_VALUES:
         raise DecodeError("setup: the model is too large")
-    return tuple(names), tuple(tuple(shape) for shape in shapes)
+    return Layout(tuple(names), tuple(tuple(shape) for shape in shapes))

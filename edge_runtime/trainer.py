@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_runtime import algorithm, backends, bundle, config, data, losses, setup
-from edge_runtime.algorithm import Fitted, Weighs
+from edge_runtime import algorithm, backends, bundle, config, data, losses, models, setup
+from edge_runtime.algorithm import Fitted, Model, OwnModel, Weighs
 from edge_runtime.compression import codec
 from edge_runtime.compute import DEFAULT, Compute
 from edge_runtime.devices import meter
@@ -63,26 +63,23 @@ def work(job: Job, task: Task, store: Store) -> Outcome:
 
 def _work(job: Job, task: Task, store: Store) -> Outcome:
     run = setup.decode(store.read(task.setup.digest))
-    if ":" in run.model and not run.bundle and run.model not in job.factories:
-        raise DeviceError(f"model {run.model!r} is code that this device does not allow: start it with --allow-model")
     split = data.load(job.data, Path(job.cache))
-    model = backends.load(job.compute, run.model, bundle.unpack(run.bundle) if run.bundle else None)
-    if model.layout != Layout(run.names, run.shapes):
-        raise DeviceError(f"model {run.model!r} has other tensors on this device than on the coordinator")
     parts = algorithm.load(run.algorithm)
     settings = config.build(parts.Config, run.config, "algorithm")
+    shared_model, name = _load(job, run.model), (run.own or run.model).name
+    model = _own(job, run, shared_model) if parts.Client.own_model else shared_model
     kept = store.state(task.base)
-    state = None if kept is None else codec.decode_state(kept, 4 * model.layout.size)
-    shared, down = _unpack(task, store.read(task.down.digest), parts, model.layout)
+    state = None if kept is None else codec.decode_state(kept, 4 * (model.layout.size + shared_model.layout.size))
+    shared, down = _unpack(task, store.read(task.down.digest), parts, shared_model.layout)
     client = parts.Client(settings, model, state)
     batches = data.SeededBatches(split.x_train, split.y_train, _seed(run.seed, job.device, task.round))
     before = client.personal(down)
-    _check_room(job.compute, run.model, before, getattr(settings, "batch_size", 1))
-    _check_fit(run.model, before, split)
+    _check_room(job.compute, name, before, getattr(settings, "batch_size", 1))
+    _check_fit(name, before, split)
     shared = client.shared(down) if shared is None else shared
     metrics = {"train-samples": float(len(split.y_train)), "test-samples": float(len(split.y_test))}
     if shared is not None:
-        metrics["accuracy-shared"] = _accuracy(Fitted(model, shared), split)
+        metrics["accuracy-shared"] = _accuracy(Fitted(shared_model, shared), split)
     metrics["accuracy-personal-before"] = _accuracy(before, split)
     del before  # its memory is for training
     up = client.round(down, batches)
@@ -90,6 +87,42 @@ def _work(job: Job, task: Task, store: Store) -> Outcome:
     if task.phase == "evaluate":
         return Outcome(metrics=metrics)
     return Outcome(algorithm.encode(up), codec.encode_state(client.state()), metrics)
+
+
+def _load(job: Job, card: setup.ModelCard) -> Model:
+    """Load a model, which must have the tensors that the coordinator says."""
+    if ":" in card.name and not card.bundle and card.name not in job.factories:
+        raise DeviceError(f"model {card.name!r} is code that this device does not allow: start it with --allow-model")
+    model = backends.load(job.compute, card.name, bundle.unpack(card.bundle) if card.bundle else None)
+    if model.layout != card.layout:
+        raise DeviceError(
+            f"model {card.name!r} has other tensors on this device than on the coordinator: "
+            f"{_difference(model.layout, card.layout)}; install the same version of it on both"
+        )
+    return model
+
+
+def _difference(here: Layout, there: Layout) -> str:
+    """Name the first tensor that differs."""
+    pairs = (dict(zip(layout.names, layout.shapes, strict=True)) for layout in (here, there))
+    ours, theirs = pairs
+    name = next((name for name in (*ours, *theirs) if ours.get(name) != theirs.get(name)), None)
+    if name is None:
+        return "the same in another order"
+    return f"{name} {ours.get(name, 'missing')} here, {theirs.get(name, 'missing')} there"
+
+
+def _own(job: Job, run: setup.Setup, shared: Model) -> OwnModel:
+    """Make the device's own model: its initial values are its own too."""
+    card = run.own or run.model
+    model = shared if run.own is None else _load(job, card)
+    if card.bundle:
+        initial = bundle.unpack(card.bundle).initial
+        if initial is None:
+            raise DeviceError(f"model {card.name!r} came without initial parameters")
+    else:
+        initial = models.initial(models.find(card.name), _seed(run.seed, job.device, -1)[0])
+    return OwnModel(model.layout, model.oracle, shared, initial)
 
 
 def _check_room(compute: Compute, name: str, fitted: Fitted, batch: int) -> None:

@@ -160,8 +160,15 @@ def test_a_manifest_that_disagrees_with_its_graph_is_refused(linear: Bundle) -> 
 
 
 def test_a_setup_carries_a_bundle(linear: Bundle) -> None:
-    made = setup.Setup("fedavg", {}, "own", linear.layout.names, linear.layout.shapes, 0, bundle.pack(linear))
-    assert bundle.unpack(setup.decode(setup.encode(made)).bundle) == linear
+    made = setup.Setup("fedavg", {}, setup.ModelCard("own", linear.layout, bundle.pack(linear)), 0)
+    assert bundle.unpack(setup.decode(setup.encode(made)).model.bundle) == linear
+
+
+def test_a_bundle_for_a_devices_own_model_carries_its_initial_parameters(linear: Bundle) -> None:
+    initial = np.arange(linear.layout.size, dtype=np.float32)
+    begun = dataclasses.replace(linear, initial=initial)
+    assert np.array_equal(bundle.unpack(bundle.pack(begun, initial=True)).initial, initial)  # type: ignore[arg-type]
+    assert bundle.unpack(bundle.pack(begun)).initial is None
 
 
 def test_packed_training_holds_little_more_than_the_active_values() -> None:

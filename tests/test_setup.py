@@ -1,17 +1,27 @@
+import dataclasses
 import json
 
 import pytest
 
 from edge_runtime import setup
 from edge_runtime.errors import DecodeError
+from edge_runtime.tree import Layout
 
-SETUP = setup.Setup("fedspa", {"density": 0.5, "mode": "dst"}, "watch-cnn", ("w", "b"), ((3, 4), (4,)), 7, b"graphs")
+CARD = setup.ModelCard("watch-cnn", Layout(("w", "b"), ((3, 4), (4,))), b"graphs")
+SETUP = setup.Setup("fedspa", {"density": 0.5, "mode": "dst"}, CARD, 7)
+OWN = dataclasses.replace(SETUP, own=setup.ModelCard("mlp", Layout(("w",), ((2,),))))
 
 
-def test_a_setup_survives_the_wire() -> None:
-    assert setup.decode(setup.encode(SETUP)) == SETUP
+@pytest.mark.parametrize("made", [SETUP, OWN], ids=["shared", "own"])
+def test_a_setup_survives_the_wire(made: setup.Setup) -> None:
+    assert setup.decode(setup.encode(made)) == made
 
 
+def changed(**change: object) -> bytes:
+    return json.dumps({**json.loads(setup.encode(OWN)), **change}).encode()
+
+
+@pytest.mark.parametrize("which", ["model", "own"])
 @pytest.mark.parametrize(
     "change",
     [
@@ -22,20 +32,37 @@ def test_a_setup_survives_the_wire() -> None:
         {"shapes": [[65536] * 4, [4]]},
         {"shapes": [[1] * 9, [4]]},
         {"shapes": [[3, 4], [True]]},
-        {"config": {"density": [1]}},
-        {"config": None},
-        {"seed": -1},
-        {"seed": 1.0},
-        {"model": 3},
+        {"name": 3},
         {"bundle": "?"},
         {"bundle": None},
         {"more": 1},
     ],
     ids=str,
 )
-def test_a_setup_with_a_wrong_field_is_refused_before_anything_is_allocated(change: dict[str, object]) -> None:
+def test_a_model_with_a_wrong_field_is_refused_before_anything_is_allocated(
+    change: dict[str, object], which: str
+) -> None:
+    card = json.loads(setup.encode(SETUP))["model"]
     with pytest.raises(DecodeError):
-        setup.decode(json.dumps({**json.loads(setup.encode(SETUP)), **change}).encode())
+        setup.decode(changed(**{which: {**card, **change}}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": {"density": [1]}},
+        {"config": None},
+        {"seed": -1},
+        {"seed": 1.0},
+        {"model": 3},
+        {"own": 3},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_setup_with_a_wrong_field_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(DecodeError):
+        setup.decode(changed(**change))
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"1", b"[" * 100_000, b"\xff"])

@@ -92,7 +92,7 @@ def _checked(down: Down, layout: Layout) -> Flat:
 class Server:
     """The coordinator's half: w, and the running sum of updates."""
 
-    takes_stale = False
+    habits = ("synchronous",)
 
     def __init__(
         self,

@@ -322,7 +322,7 @@ class Server:
     is on disk but the sum is lost, is read against the mask that it was made with.
     """
 
-    takes_stale = False
+    habits = ("synchronous",)
 
     def __init__(
         self, config: Config, layout: Layout, initial: Flat, devices: MutableMapping[str, bytes], seed: int

@@ -79,7 +79,7 @@ def _checked(down: Down, layout: Layout) -> Flat:
 class Server:
     """The coordinator's half: w_0, and the number of the round."""
 
-    takes_stale = False
+    habits = ("synchronous",)
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 import pytest
 
-from edge_runtime.coordinator.rounds import (
+from edge_runtime.coordinator.actions import (
     Accept,
     Action,
     Assign,
@@ -11,11 +11,11 @@ from edge_runtime.coordinator.rounds import (
     Plan,
     Progress,
     Register,
-    RoundsCore,
     Sample,
     SendChunks,
     Tell,
 )
+from edge_runtime.coordinator.rounds import RoundsCore
 from edge_runtime.message import Blob, Chunk, Fate, Hello, Message, Need, Offer, Refuse, Welcome
 
 DEVICES = ("a", "b", "c")

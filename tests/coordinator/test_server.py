@@ -18,9 +18,7 @@ def peak_of_a_round(devices: int, folder: Path) -> tuple[int, int]:
     """Let every device answer one round; gives the peak of memory above the start, and the model's bytes."""
     run = prepare(RunConfig(algorithm="fedavg", model="mlp", rounds=1, devices=devices, evaluate=False), {})
     journal = Journal(folder)
-    coordinator = Coordinator(
-        run.plan("run", 1), run.parts, run.settings, run.description, run.initial, journal, lambda device, message: True
-    )
+    coordinator = Coordinator(run.plan("run", 1), run, journal, lambda device, message: True)
     names = [f"device-{index}" for index in range(devices)]
     tracemalloc.start()
     for name in names:

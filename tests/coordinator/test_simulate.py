@@ -95,7 +95,7 @@ def test_a_model_that_does_not_fit_the_data_is_one_line(own: Path, model: str, w
 
 def test_a_task_that_does_not_fit_is_refused_before_it_starts(tmp_path: Path) -> None:
     flags = ("--data", "fashion-mnist", "--parts", "40", "--labels-per-class", "2", "--model", "cnn", "--rounds", "1")
-    done = simulate(tmp_path, *flags, "--set", "run.cohort=2", "--memory-mb", "40")
+    done = simulate(tmp_path, *flags, "--algorithm", "fedavg", "--set", "run.cohort=2", "--memory-mb", "40")
     assert done.returncode == 5, done.stderr
     assert "needs about" in done.stderr.splitlines()[-1]
     assert "40 MB are free" in done.stderr.splitlines()[-1]
