@@ -252,7 +252,7 @@ class _Robust:
         """Give the pre-aggregation, as a matrix [inputs, updates]; None: the updates are the inputs."""
         config, mix = self._config, None
         if config.bucket > 1:
-            mix = robust.bucketing(self.count, config.bucket, rng)
+            mix = robust.bucketing(rng.permutation(self.count), config.bucket)
         if config.nearest_mixing:
             nearest = robust.nearest_mixing(robust.coordinates(self._inputs(mix)), config.byzantine)
             mix = nearest if mix is None else nearest @ mix

@@ -40,11 +40,10 @@ def coordinates(tiles: Iterable[Rows]) -> Rows:
     return held.T
 
 
-def bucketing(count: int, bucket: int, rng: np.random.Generator) -> Rows:
-    """Mix `count` rows into the means [ceil(count / bucket)] of buckets drawn at random; the last is what is left."""
-    order = rng.permutation(count)
-    starts = range(0, count, bucket)
-    mix = np.zeros((len(starts), count))
+def bucketing(order: NDArray[np.int64], bucket: int) -> Rows:
+    """Mix n rows into the means [ceil(n / bucket)] of buckets, taken in the `order` [n]; the last is what is left."""
+    starts = range(0, len(order), bucket)
+    mix = np.zeros((len(starts), len(order)))
     for row, start in zip(mix, starts, strict=True):
         held = order[start : start + bucket]
         row[held] = 1 / len(held)
