@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edge_runtime import fixed, sgd
+from edge_runtime import aggregate, sgd
 from edge_runtime.algorithm import Batches, Fitted, Model, State
 from edge_runtime.algorithms.fedavg import Down, Server, Up
 from edge_runtime.errors import DecodeError
@@ -22,7 +22,7 @@ __all__ = ["Client", "Config", "Down", "Server", "Up"]
 
 
 @dataclass(frozen=True)
-class Config(sgd.Sgd):
+class Config(aggregate.Averaging):
     """Local training of both models; the defaults of lambda and the epochs are those of DisPFL's scripts."""
 
     local_epochs: int = 2
@@ -33,10 +33,6 @@ class Config(sgd.Sgd):
     """Steps that train the personal model; 0: as many as personal-epochs gives."""
     attraction: float = 0.5
     """λ: 0 trains the personal model alone, a large one makes it the shared model. lr times this must be below 2."""
-    weights: str = "uniform"
-    """Of devices in the shared model: `uniform` or `samples`."""
-    samples_cap: int = 10_000
-    """With `samples`: the largest number that counts."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -44,7 +40,6 @@ class Config(sgd.Sgd):
         sgd.require("personal-epochs", self.personal_epochs, low=1)
         sgd.require("personal-steps", self.personal_steps, low=0)
         sgd.require("attraction", self.attraction, low=0.0, high=2 / self.lr, open_high=True)
-        fixed.cap_of(self.weights, self.samples_cap)
 
 
 class Client:

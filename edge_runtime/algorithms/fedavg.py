@@ -13,25 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_runtime import fixed, sgd
+from edge_runtime import aggregate, sgd
 from edge_runtime.algorithm import Batches, Fitted, Model, State
 from edge_runtime.errors import DecodeError
 from edge_runtime.tree import Flat, Layout
 
 
 @dataclass(frozen=True)
-class Config(sgd.Sgd):
-    """Local training, and how devices are weighed."""
-
-    weights: str = "uniform"
-    """p_k: `uniform`, or `samples` (the paper's n_k / n)."""
-    samples_cap: int = 10_000
-    """With `samples`: the largest number that counts, so that no device can claim the whole sum."""
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        super().__post_init__()
-        fixed.cap_of(self.weights, self.samples_cap)
+class Config(aggregate.Averaging):
+    """Local training, and how updates are averaged: p_k is `weights` (`samples` is the paper's n_k / n)."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +80,7 @@ def _checked(down: Down, layout: Layout) -> Flat:
 
 
 class Server:
-    """The coordinator's half: w, and the running sum of updates."""
+    """The coordinator's half: w, and the round's updates."""
 
     habits = ("synchronous",)
 
@@ -100,17 +90,17 @@ class Server:
         layout: Layout,
         initial: Flat,
         devices: MutableMapping[str, bytes],  # noqa: ARG002  # nothing is remembered of a device
-        seed: int,  # noqa: ARG002
+        seed: int,
     ) -> None:
         self.round = 0
         self._model = initial.astype(np.float32)
-        self._total = fixed.Total(layout.size, fixed.cap_of(config.weights, config.samples_cap))
+        self._total = aggregate.of(config, layout.size, seed)
 
     def down(self, device: str, first: bool) -> Down:  # noqa: ARG002
         """Give everyone w_t."""
         return Down(self.round, self._model.copy())
 
-    def absorb(self, device: str, up: Up) -> None:  # noqa: ARG002
+    def absorb(self, device: str, up: Up) -> None:
         """Fold in an update.
 
         Raises:
@@ -118,10 +108,10 @@ class Server:
         """
         if up.round != self.round:
             raise DecodeError(f"Up: it is of round {up.round}, not {self.round}")
-        self._total.add(up.values, weight=up.samples)
+        self._total.add(device, up.values, up.samples)
 
     def close(self) -> None:
-        """Move w by the mean update."""
+        """Move w by the mean update, or what the aggregator makes of them."""
         self._total.step(self._model)
         self._total.clear()
         self.round += 1
@@ -131,11 +121,11 @@ class Server:
         return self._model.copy()
 
     def state(self) -> State:
-        """Give the round and w."""
-        return {"round": self.round, "model": self._model.copy()}
+        """Give the round, w, and what the aggregator keeps."""
+        return {"round": self.round, "model": self._model.copy(), **self._total.state()}
 
     def restore(self, state: State) -> None:
         """Take back what `state` gave."""
         self.round = int(state["round"])
         self._model[:] = np.asarray(state["model"])
-        self._total.clear()
+        self._total.restore(state)

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_runtime import fixed, packed, sgd
+from edge_runtime import aggregate, packed, sgd
 from edge_runtime.algorithm import Batches, Fitted, Model, State
 from edge_runtime.compression import codec
 from edge_runtime.compression import mask as masks
@@ -40,8 +40,8 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Config(sgd.Sgd):
-    """Local training, and the masks."""
+class Config(aggregate.Averaging):
+    """Local training, how updates are averaged (of uniform weight [recalled]), and the masks."""
 
     density: float = 0.5
     """ρ: active weights / all weights, over the tensors that are masked. [recalled]"""
@@ -72,11 +72,10 @@ class Config(sgd.Sgd):
     sent; and a device's first round has nothing to go by and moves nothing.
     """
     aggregate: str = "cohort"
-    """Divide a sum of updates by the `cohort` size, or at each coordinate by the number of its `owners`. [recalled]"""
-    weights: str = "uniform"
-    """Of devices in the sum: `uniform` [recalled] or `samples`."""
-    samples_cap: int = 10_000
-    """With `samples`: the largest number that counts, so that no device can claim the whole sum."""
+    """Divide a sum of updates by the `cohort` size, or at each coordinate by the number of its `owners`. [recalled]
+
+    Aggregators other than the mean take an update for a row that is zero where the device owns nothing.
+    """
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -91,7 +90,8 @@ class Config(sgd.Sgd):
         sgd.require_one_of("grow", self.grow, ("gradient", "random"))
         sgd.require_one_of("mask-order", self.mask_order, ("after-train", "before-train", "split"))
         sgd.require_one_of("aggregate", self.aggregate, ("cohort", "owners"))
-        fixed.cap_of(self.weights, self.samples_cap)
+        if self.aggregate == "owners" and self.aggregator != "mean":
+            raise ConfigError(f"algorithm: aggregate must be cohort with aggregator {self.aggregator}, not owners")
         if (self.mode, self.mask_init) == ("rsm", "same"):
             raise ConfigError("algorithm: mask-init same with mode rsm is FedAvg on one sparse model; use different")
 
@@ -314,7 +314,7 @@ class Client:
 
 
 class Server:
-    """The coordinator's half: the dense w, the running sum of updates, and on disk the mask of each device.
+    """The coordinator's half: the dense w, the round's updates, and on disk the mask of each device.
 
     A device that is not in `devices` still has the mask of its seed. Else its entry is (round, old, new): in `round` it
     told of the move from `old` (empty: the seed's) to `new`, which holds from the next round on. So within a round
@@ -331,8 +331,7 @@ class Server:
         self._config, self._layout, self._devices, self._seed = config, layout, devices, seed
         self._counts = active_counts(layout, config)
         self._model = initial.astype(np.float32)
-        cap = fixed.cap_of(config.weights, config.samples_cap)
-        self._total = fixed.Total(layout.size, cap, owners=config.aggregate == "owners")
+        self._total = aggregate.of(config, layout.size, seed, owners=config.aggregate == "owners")
         self._drawn = b"", np.empty(0, np.bool_)
 
     def down(self, device: str, first: bool) -> Down:
@@ -359,7 +358,7 @@ class Server:
                 raise DecodeError("Up: a mask moves, but the masks of this run are static")
             new = _check(masks.decode_change(up.mask, old), self._layout, self._counts)
         entry = codec.encode([self.round, coded, masks.encode(new)]) if up.mask else b""
-        self._total.add(up.values, new if self._config.moves_first else old, up.samples)
+        self._total.add(device, up.values, up.samples, new if self._config.moves_first else old)
         if entry:
             self._devices[device] = entry
 
@@ -374,14 +373,14 @@ class Server:
         return self._model.copy()
 
     def state(self) -> State:
-        """Give the round and w; masks lie in `devices`."""
-        return {"round": self.round, "model": self._model.copy()}
+        """Give the round, w, and what the aggregator keeps; masks lie in `devices`."""
+        return {"round": self.round, "model": self._model.copy(), **self._total.state()}
 
     def restore(self, state: State) -> None:
         """Take back what `state` gave."""
         self.round = int(typing.cast(int, state["round"]))
         self._model[:] = typing.cast(Flat, state["model"])
-        self._total.clear()
+        self._total.restore(state)
 
     def _mask(self, device: str) -> bytes:
         """Give a device's mask of this round, encoded; empty: it is the seed's."""
