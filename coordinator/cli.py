@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_runtime import __version__, config
+from edge_runtime import __version__, algorithm, config
 from edge_runtime.cli import (
     Parser,
     add_common,
@@ -28,7 +28,7 @@ from edge_runtime.errors import ConfigError
 _EXIT_CODES = (
     """exit codes: 0 done, 2 wrong flag, key or data, 3 no broker, 4 disk or device, 5 run failed, 130 Ctrl-C"""
 )
-_TABLES = ("run", "algorithm", "data")
+_TABLES = ("run", "algorithm", "data", "variant")
 # What the watch data and its small model train well with, on either side of a comparison.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "run": {"rounds": 10},
@@ -111,8 +111,9 @@ def _command(commands: Any, name: str, summary: str, examples: str, command: Any
 
 def _add_run(parser: Any) -> None:
     group = parser.add_argument_group("run")
-    group.add_argument("--config", type=Path, metavar="FILE", help="TOML file with tables [run], [algorithm], [data]")
-    group.add_argument("--algorithm", help="fedspa, fedavg, ditto, local, or a module of your own")
+    tables = "TOML file with tables [run], [algorithm], [data], [variant.NAME]"
+    group.add_argument("--config", type=Path, metavar="FILE", help=tables)
+    group.add_argument("--algorithm", help=f"{', '.join(algorithm.names())}, or a module of your own")
     group.add_argument("--model", help="built-in name, folder of a bundle, or package.module:factory of a torch module")
     group.add_argument("--rounds", type=int, metavar="N", help="rounds of training")
     group.add_argument("--seed", type=int, metavar="N", help="seed of everything random")

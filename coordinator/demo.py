@@ -87,7 +87,7 @@ def coordinate(tables: Tables, connection: Link, folder: Path, runs: Path) -> Re
 
 
 def _plans(tables: Tables, baseline: bool) -> list[Run]:
-    run = prepare(config.build(RunConfig, tables["run"], "run"), tables["algorithm"])
+    run = prepare(config.build(RunConfig, tables["run"], "run"), tables["algorithm"], tables.get("variant"))
     wanted = baseline and run.config.algorithm != "fedavg"
     return [run, session.baseline_of(run, tables["algorithm"])] if wanted else [run]
 

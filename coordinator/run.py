@@ -123,6 +123,8 @@ def _known(run: RunConfig) -> dict[str, int]:
 
 
 def _variant(parts: Algorithm, run: Setup, name: str, table: dict[str, Any], own: dict[str, Any]) -> tuple[str, Setup]:
+    if not isinstance(own, dict):
+        raise ConfigError(f"variant: {name} must be a table, [variant.{name}]")
     own = dict(own)
     pattern, model = own.pop("devices", None), own.pop("model", None)
     if not isinstance(pattern, str):

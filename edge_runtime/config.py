@@ -95,6 +95,8 @@ def read(path: Path, tables: typing.Iterable[str]) -> dict[str, dict[str, Any]]:
 def override(tables: dict[str, dict[str, Any]], settings: typing.Iterable[str]) -> None:
     """Apply `TABLE.KEY=VALUE` settings of a command line (values as in TOML, or bare text) to `tables`, in place.
 
+    A key with dots, as in `variant.small.bits=2`, names a key of a table within the table.
+
     Raises:
         ConfigError: not of that form, or an unknown table.
     """
@@ -105,7 +107,13 @@ def override(tables: dict[str, dict[str, Any]], settings: typing.Iterable[str]) 
             raise ConfigError(f"--set {setting}: write TABLE.KEY=VALUE, as in algorithm.density=0.5")
         if group not in tables:
             raise ConfigError(f"--set {setting}: unknown table {group!r}{nearest(group, tables)}")
-        tables[group][key] = _value(text.strip())
+        *inner, last = key.split(".")
+        table = tables[group]
+        for part in inner:
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"--set {setting}: {group}.{part} is a value, not a table")
+        table[last] = _value(text.strip())
 
 
 def _value(text: str) -> Any:

@@ -1,5 +1,6 @@
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,13 @@ def test_a_wrong_file_is_refused_in_one_line(text: str, complaint: str | None, t
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("setting", ["density=0.5", "algorithm.density", "algoritm.density=1"])
+def test_a_setting_with_dots_lies_in_a_table_within_the_table() -> None:
+    tables: dict[str, dict[str, Any]] = {"variant": {"small": {"bits": 4}}}
+    config.override(tables, ["variant.small.bits=2", "variant.large.model=mlp"])
+    assert tables == {"variant": {"small": {"bits": 2}, "large": {"model": "mlp"}}}
+
+
+@pytest.mark.parametrize("setting", ["density=0.5", "algorithm.density", "algoritm.density=1", "algorithm.lr.x=1"])
 def test_a_malformed_setting_is_refused(setting: str) -> None:
     with pytest.raises(ConfigError, match="--set"):
-        config.override({"algorithm": {}}, [setting])
+        config.override({"algorithm": {"lr": 0.1}}, [setting])
