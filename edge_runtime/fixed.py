@@ -33,6 +33,14 @@ def cap_of(weights: str, samples_cap: int) -> int:
     return samples_cap if weights == "samples" else 1
 
 
+def check(values: Flat, size: int) -> None:
+    """Raise DecodeError unless `values` can be summed: `size` of them, all finite and below 2^9."""
+    if len(values) != size:
+        raise DecodeError(f"update: {len(values)} values where {size} are expected")
+    if size and not (values.max() < LIMIT and values.min() > -LIMIT):  # so written, it is true for NaN as well
+        raise DecodeError(f"update: a value is not finite or not below {LIMIT:g} in magnitude")
+
+
 class Total:
     """A running sum of vectors [size], and of their weights."""
 
@@ -63,11 +71,9 @@ class Total:
                 Nothing has changed then.
         """
         size = len(self._sum)
-        wanted = size if where is None else int(np.count_nonzero(where))
-        if len(values) != wanted or (where is not None and len(where) != size):
-            raise DecodeError(f"update: {len(values)} values where {wanted} are expected")
-        if wanted and not (values.max() < LIMIT and values.min() > -LIMIT):  # so written, it is true for NaN as well
-            raise DecodeError(f"update: a value is not finite or not below {LIMIT:g} in magnitude")
+        if where is not None and len(where) != size:
+            raise DecodeError(f"update: it lies on {len(where)} coordinates where {size} are expected")
+        check(values, size if where is None else int(np.count_nonzero(where)))
         if self.count == MOST:
             raise DecodeError(f"update: a round takes {MOST} updates at most")
         weight = min(max(weight, 1), self._cap)
@@ -86,14 +92,17 @@ class Total:
                 self._weights[owned] += weight
             done += len(owned)
 
-    def step(self, model: Flat) -> None:
-        """Move `model` [size] by minus the weighted mean, in place; what nobody owns stays bit for bit as it is."""
+    def step(self, model: Flat, rate: float = 1.0) -> None:
+        """Move `model` [size] by minus rate times the weighted mean, in place.
+
+        What nobody owns stays bit for bit as it is.
+        """
         if not self.count:
             return
         for tile in self._tiles():
             weights = self._weight if self._weights is None else np.maximum(self._weights[tile], 1)
             mean = self._sum[tile] * (UNIT * self._cap) / weights
-            model[tile] = model[tile] - mean
+            model[tile] = model[tile] - rate * mean
 
     def clear(self) -> None:
         """Go back to zero."""
