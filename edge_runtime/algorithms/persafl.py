@@ -306,7 +306,7 @@ class Server:
         return self._model.copy()
 
     def state(self) -> State:
-        """Give round, version and w, and how many updates came by their staleness (int64), and how many were dropped."""
+        """Give round, version, w, how many updates came by their staleness (int64), and how many were dropped."""
         return {
             "round": self.round,
             "version": self._version,
