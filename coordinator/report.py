@@ -66,7 +66,7 @@ class Row:
     train_samples: int
     test_samples: int
     staleness: float | None = None
-    """Asynchronous runs: how many versions older the model was that it was made from than the one it changed."""
+    """Asynchronous runs: how many other updates came between its task and itself."""
 
 
 def versions() -> dict[str, str]:

@@ -223,7 +223,8 @@ class Coordinator:
         reason, number = "", self.core.progress.round
         try:
             if offer.phase == "train":
-                offer = self._absorb(device, offer, payload)
+                self.server.absorb(device, algorithm.decode(payload, self._parts.Up, self._layout))
+                offer = self._dated(offer)
             elif payload:
                 raise DecodeError("an evaluation has no payload")
         except DecodeError as error:
@@ -235,13 +236,12 @@ class Coordinator:
             self.latest[device] = offer.metrics
         self._do(self.core.accepted(device, offer, reason))
 
-    def _absorb(self, device: str, offer: Offer, payload: bytes) -> Offer:
-        """Absorb an update, and note how many versions old the model was that it was made from."""
-        up = algorithm.decode(payload, self._parts.Up, self._layout)
-        self.server.absorb(device, up)
+    def _dated(self, offer: Offer) -> Offer:
+        """Note with an update of an asynchronous run how many others were judged since its task was made."""
         if not isinstance(self.core, VersionsCore):
             return offer
-        return dataclasses.replace(offer, metrics={**offer.metrics, "staleness": float(self.server.round - up.round)})
+        staleness = float(self.core.progress.round - offer.round)
+        return dataclasses.replace(offer, metrics={**offer.metrics, "staleness": staleness})
 
     def _look(self, device: str, offer: Offer) -> None:
         fate, reason = self.journal.fate(device, offer)

@@ -33,6 +33,8 @@ M = typing.TypeVar("M")
 Value = int | float | bytes | Flat
 State = Mapping[str, Value]
 Pullback = Callable[[NDArray[np.float32]], dict[str, NDArray[np.float32]]]
+Bend = Callable[[NDArray[np.float32], NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+"""Takes outputs and a change of them to d loss / d outputs and its change; all [batch, classes]."""
 
 
 class Oracle(Protocol):
@@ -58,6 +60,25 @@ class Weighs(Protocol):
 
     def pass_bytes(self, batch: int) -> int:
         """Estimate what a pass over a batch and back holds at its peak, without parameters and their gradients."""
+        ...
+
+
+@typing.runtime_checkable
+class Curved(Protocol):
+    """An Oracle that can be differentiated twice."""
+
+    def hvp(self, params: Tree, x: NDArray[Any], direction: Tree, bend: Bend) -> dict[str, NDArray[np.float32]]:
+        """Multiply the Hessian of a loss of the outputs by a vector: differentiate the gradient along it.
+
+        Args:
+            params: the named parameters.
+            x: inputs [batch, ...].
+            direction: the vector, named and shaped as the parameters.
+            bend: the loss: asked once, with the outputs and their derivative along `direction`.
+
+        Returns:
+            The product, which is the caller's to change.
+        """
         ...
 
 

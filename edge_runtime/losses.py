@@ -29,6 +29,22 @@ def cross_entropy(outputs: Outputs, labels: NDArray[np.int64]) -> tuple[float, O
     return value, gradient
 
 
+def cross_entropy_bend(outputs: Outputs, change: Outputs, labels: NDArray[np.int64]) -> tuple[Outputs, Outputs]:
+    """Differentiate the mean softmax cross-entropy of a batch once, and then along a change of its outputs.
+
+    Args:
+        outputs: unnormalised scores [batch, classes].
+        change: what the scores change by [batch, classes].
+        labels: class indices [batch].
+
+    Returns:
+        The gradient [batch, classes] and its derivative along `change`, (diag p - p p^T) change / batch in every row.
+    """
+    p = softmax(outputs)
+    bent = p * (change - (p * change).sum(axis=1, keepdims=True)) / np.float32(len(labels))
+    return cross_entropy(outputs, labels)[1], bent
+
+
 def accuracy(outputs: Outputs, labels: NDArray[np.int64]) -> float:
     """Give the part of a batch whose largest output [batch, classes] is that of its label [batch]."""
     return float(np.mean(outputs.argmax(axis=1) == labels))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_runtime import losses
-from edge_runtime.algorithm import Batch, Batches, Model
+from edge_runtime.algorithm import Batch, Batches, Curved, Model
 from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.mask import Mask, Places
 from edge_runtime.packed import PackedModel
@@ -90,6 +90,21 @@ def gradient(model: Model, x: Flat, batch: Batch) -> Flat:
     return model.layout.join(pullback(slope))
 
 
+def curvature(model: Model, x: Flat, batch: Batch, direction: Flat) -> Flat:
+    """Multiply the Hessian of a batch's mean cross-entropy at `x` [size] by `direction` [size].
+
+    Raises:
+        DeviceError: the backend does not differentiate twice.
+    """
+    if not isinstance(model.oracle, Curved):
+        raise DeviceError("this device's backend gives no second derivatives: take torch, or hessian = 'difference'")
+    views = model.layout.views
+    product = model.oracle.hvp(
+        views(x), batch.x, views(direction), lambda y, change: losses.cross_entropy_bend(y, change, batch.y)
+    )
+    return model.layout.join(product)
+
+
 def steepest(model: PackedModel, x: Flat, batch: Batch, barred: Mask, numbers: Sequence[int]) -> list[Places]:
     """Find the `numbers[l]` places of each tensor, none barred, where a batch's dense gradient is largest at `x`."""
     views = model.layout.views(x)
@@ -103,6 +118,7 @@ def descend(
     sgd: Sgd,
     round_: int,
     *,
+    slope: Callable[[Flat, Batch], Flat] | None = None,
     pull: Callable[[Flat], Flat] | None = None,
 ) -> Flat:
     """Train for one round from `start` [size], which is left as it is.
@@ -115,6 +131,7 @@ def descend(
         batches: the device's samples.
         sgd: the settings.
         round_: which round it is.
+        slope: the gradient at x on a batch, the function's to lose, of what is descended; None: of the loss.
         pull: a further gradient at x, of a penalty say; it is not clipped.
 
     Returns:
@@ -128,7 +145,7 @@ def descend(
     rate = np.float32(sgd.rate(round_))
     with np.errstate(over="ignore", invalid="ignore"):  # what diverges is told below, in one line
         for batch in _batches(batches, sgd):
-            step = gradient(model, x, batch)
+            step = gradient(model, x, batch) if slope is None else slope(x, batch)
             _clip(step, sgd.clip_norm)
             _add_scaled(step, np.float32(sgd.weight_decay), x)
             if pull is not None:

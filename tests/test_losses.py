@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_runtime.losses import accuracy, cross_entropy, distillation, distillation_teacher, softmax
+from edge_runtime.losses import accuracy, cross_entropy, cross_entropy_bend, distillation, distillation_teacher, softmax
 
 
 def test_cross_entropy_is_the_mean_negative_log_likelihood() -> None:
@@ -78,3 +78,12 @@ def test_the_golden_gradients_at_a_temperature(temperature: float, slope: float)
     student, teacher = np.array([[2, 0]], np.float32), np.array([[0, 1]], np.float32)
     gradient = distillation(student, softmax(teacher, temperature), temperature)[1]
     assert gradient[0, 0] == pytest.approx(slope * temperature**2, abs=2e-5)
+
+
+def test_the_gradients_change_along_a_direction_is_its_finite_difference() -> None:
+    rng = np.random.default_rng(5)
+    outputs, change, labels = rng.normal(0, 3, (4, 5)), rng.normal(0, 1, (4, 5)), rng.integers(0, 5, 4)
+    gradient, bent = cross_entropy_bend(outputs, change, labels)
+    ends = [cross_entropy(outputs + sign * 1e-5 * change, labels)[1] for sign in (1, -1)]
+    assert gradient.tobytes() == cross_entropy(outputs, labels)[1].tobytes()
+    np.testing.assert_allclose(bent, (ends[0] - ends[1]) / 2e-5, atol=1e-9)

@@ -52,7 +52,7 @@ class Client:
 
     def shared(self, down: Down) -> Flat:
         """Give w_t."""
-        return _checked(down, self._model.layout)
+        return checked(down, self._model.layout)
 
     def personal(self, down: Down | None) -> Fitted:
         """Give w_t, or x_N after training."""
@@ -73,7 +73,8 @@ class Client:
         return {}
 
 
-def _checked(down: Down, layout: Layout) -> Flat:
+def checked(down: Down, layout: Layout) -> Flat:
+    """Give the values of a Down, or raise DecodeError if it is unfit."""
     if down.round < 0 or len(down.values) != layout.size:
         raise DecodeError(f"Down: {len(down.values)} values in round {down.round} where {layout.size} are expected")
     return down.values

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edge_runtime.algorithm import Model, Pullback
+from edge_runtime.algorithm import Bend, Model, Pullback
 from edge_runtime.backends.torch_packed import PackedTorchOracle, can_pack
 from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.mask import Mask
@@ -43,6 +43,25 @@ class TorchOracle:
             return {name: value.cpu().numpy() for name, value in zip(leaves, grads, strict=True)}
 
         return outputs.detach().cpu().numpy(), pullback
+
+    def hvp(self, params: Tree, x: NDArray[Any], direction: Tree, bend: Bend) -> dict[str, NDArray[np.float32]]:
+        """Multiply a Hessian by a vector; see `algorithm.Curved`.
+
+        With outputs z, J = dz/dw, s = d loss/dz and its change ds along u = J v, it is J^T ds + d<J^T s, v>/dw. All are
+        derivatives backwards, which every operator of torch has: u is the derivative of <J^T t, v> by t.
+        """
+        leaves = {name: self._tensor(value).requires_grad_() for name, value in params.items()}
+        tensors, along = list(leaves.values()), [self._tensor(direction[name]) for name in leaves]
+        with _exact():
+            outputs = torch.func.functional_call(self._module, leaves, (self._tensor(x),))
+            free = torch.zeros_like(outputs, requires_grad=True)
+            change = torch.autograd.grad(_advance(outputs, tensors, free, along), free)[0]
+            slope, bent = (
+                self._tensor(part) for part in bend(outputs.detach().cpu().numpy(), change.detach().cpu().numpy())
+            )
+            bending = _advance(outputs, tensors, slope, along) + (outputs * bent).sum()
+            products = torch.autograd.grad(bending, tensors, materialize_grads=True)
+        return {name: value.cpu().numpy() for name, value in zip(leaves, products, strict=True)}
 
     def packed(self, mask: Mask) -> PackedTorchOracle | None:
         """Compute on active values; None for modules that do not read each parameter once and by its name."""
@@ -158,6 +177,14 @@ def prepare(module: torch.nn.Module) -> torch.nn.Module:
             for name in ("running_mean", "running_var", "num_batches_tracked"):
                 setattr(part, name, None)
     return module.eval()
+
+
+def _advance(
+    outputs: torch.Tensor, leaves: list[torch.Tensor], slope: torch.Tensor, direction: list[torch.Tensor]
+) -> torch.Tensor:
+    """Give <J^T slope, direction>, which can be differentiated further."""
+    grads = torch.autograd.grad(outputs, leaves, slope, create_graph=True, materialize_grads=True)
+    return torch.stack([(grad * part).sum() for grad, part in zip(grads, direction, strict=True)]).sum()
 
 
 @contextmanager

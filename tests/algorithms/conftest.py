@@ -124,6 +124,35 @@ class Fleet:
         return {device: up for device, (up, _) in done.items()}
 
 
+class Arrivals:
+    """An asynchronous run: every device holds a Down from the start, and answers it when it is told to."""
+
+    def __init__(self, name: str, config: Any, models: list[Model], batches: list[Any], initial: Any) -> None:
+        self.parts, self.config = algorithm.load(name), config
+        self.models, self.batches = models, batches
+        self.server: Any = self.parts.Server(config, models[0].layout, np.asarray(initial, np.float32), {}, 0)
+        self.downs = [self.server.down(str(device), True) for device in range(len(models))]
+
+    def answer(self, device: int) -> None:
+        client = self.parts.Client(self.config, self.models[device], None)
+        self.server.absorb(str(device), client.round(self.downs[device], self.batches[device]))
+
+    def arrive(self, device: int) -> Any:
+        """Let a device's answer make a version, and give it that one; gives w."""
+        self.answer(device)
+        self.server.close()
+        self.downs[device] = self.server.down(str(device), False)
+        return self.downs[device].values
+
+    def round(self) -> Any:
+        """Let all answer this version, and give them the next; gives w."""
+        for device in range(len(self.models)):
+            self.answer(device)
+        self.server.close()
+        self.downs = [self.server.down(str(device), False) for device in range(len(self.models))]
+        return self.server.shared()
+
+
 def settings(parts: Algorithm, **wanted: Any) -> Any:
     """Make a Config from those of the wanted settings that this algorithm has."""
     known = {entry.name for entry in dataclasses.fields(parts.Config)}
@@ -154,6 +183,12 @@ def new_fleet(mlp: Model, mlp_data: dict[str, tuple[Any, Any]]) -> Callable[...,
         return Fleet(parts, settings(parts, **(plain | wanted)), model, data, initial=initial)
 
     return make
+
+
+@pytest.fixture
+def arrivals() -> type[Arrivals]:
+    """Make an asynchronous run: arrivals(algorithm's name, Config, models, batches, initial)."""
+    return Arrivals
 
 
 @pytest.fixture

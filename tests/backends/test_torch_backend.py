@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from edge_runtime import backends, models
+from edge_runtime import backends, losses, models, sgd
+from edge_runtime.algorithm import Batch
 from edge_runtime.compute import Compute
 from edge_runtime.errors import ConfigError, DeviceError
 
@@ -147,6 +148,38 @@ def test_a_missing_cuda_device_is_said_and_an_unknown_device_refused(monkeypatch
         backends.load(Compute("torch", "cuda"), "linear")
     with pytest.raises(ConfigError, match="'tpu' is unknown"):
         backends.load(Compute("torch", "tpu"), "linear")
+
+
+def _gradient_in_double(model, x, batch):
+    outputs, pullback = model.oracle.vjp(model.layout.views(x), batch.x)
+    grads = pullback(losses.cross_entropy(outputs, batch.y)[1])
+    return np.concatenate([grads[name].ravel() for name in model.layout.names])
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp", "lenet", "watch-cnn"])
+def test_the_hessian_times_a_vector_is_the_change_of_the_gradient_along_it(name: str) -> None:
+    spec, rng = models.find(name), np.random.default_rng(0)
+    x = models.initial(spec, 0)
+    v = rng.normal(0, 1, len(x)).astype(np.float32)
+    batch = Batch(rng.normal(size=(5, *spec.input_shape)).astype(np.float32), rng.integers(0, spec.classes, 5))
+
+    product = sgd.curvature(backends.load(Compute("torch"), name), x, batch, v)
+
+    # In float64, so near that no ReLU and no maximum turns on the way.
+    double, start, step = backends.load(Compute("numpy"), name), x.astype(np.float64), 1e-7 * v.astype(np.float64)
+    ends = [_gradient_in_double(double, start + sign * step, batch) for sign in (1, -1)]
+    expected = (ends[0] - ends[1]) / 2e-7
+    assert np.linalg.norm(product - expected) < 1e-5 * np.linalg.norm(expected)
+
+
+def test_a_parameter_that_a_module_does_not_use_has_no_curvature(own) -> None:
+    model = backends.load(Compute("torch"), f"{own}:net")
+    batch = Batch(np.eye(4, 3, dtype=np.float32), np.array([0, 1, 0, 1]))
+    v = np.where(np.arange(model.layout.size) == model.layout.size - 1, 1, 0).astype(np.float32)
+
+    product = sgd.curvature(model, np.ones(model.layout.size, np.float32), batch, v)
+
+    assert (product == 0).all()  # v is along the unused one
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
