@@ -4,6 +4,7 @@ Deterministic: the same seed and configuration give the same report, apart from 
 other, so that what it costs in memory is one trainer.
 """
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from edge_runtime import trainer
 from edge_runtime.agent import Device
 from edge_runtime.compute import DEFAULT, Compute
 from edge_runtime.coordinator.journal import Journal
+from edge_runtime.coordinator.pace import Pace
 from edge_runtime.coordinator.run import Run
 from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.data import DataConfig
@@ -25,16 +27,17 @@ from edge_runtime.transport import CALM, Faults, Loopback, LoopbackEnd
 log = logging.getLogger(__name__)
 
 _TICK_S = 2.0
-_TASK_S = 1.0
-"""Virtual time that every task takes: long enough for messages to overtake each other."""
 _LIMIT_S = 1e6
+_STEADY = Pace()
 
 
 class InlineTrainer:
     """Runs tasks in this process, as events on the bus."""
 
-    def __init__(self, bus: Loopback, job: trainer.Job, store: MemoryStore) -> None:
-        self._bus, self._job, self._store = bus, job, store
+    def __init__(self, bus: Loopback, job: trainer.Job, store: MemoryStore, task_s: Callable[[int], float]) -> None:
+        """Take tasks for one device, of which the n-th takes `task_s(n)` seconds of virtual time."""
+        self._bus, self._job, self._store, self._task_s = bus, job, store, task_s
+        self._tasks = 0
         self._done: Callable[[Task, Outcome], None] = lambda task, result: None
 
     def attach(self, done: Callable[[Task, Outcome], None]) -> None:
@@ -42,9 +45,10 @@ class InlineTrainer:
         self._done = done
 
     def start(self, task: Task) -> None:
-        """Do the task, and tell a little later."""
+        """Do the task, and tell when its time has passed."""
         outcome = trainer.work(self._job, task, self._store)
-        self._bus.later(_TASK_S, lambda: self._done(task, outcome))
+        self._bus.later(self._task_s(self._tasks), lambda: self._done(task, outcome))
+        self._tasks += 1
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Scene:
     compute: Compute = DEFAULT
     factories: tuple[str, ...] = ()
     faults: Faults = CALM
+    pace: Pace = _STEADY
 
 
 def simulate(
@@ -87,10 +92,12 @@ def simulate(
     end.start([up_topic(run.config.fleet, "+")], receive, lambda up: None)
     coordinator.start()
     ticking = [coordinator.tick]
+    slow = scene.pace.slow(run.config.seed, scene.devices)
     for part, name in enumerate(scene.devices):
         part_data = replace(scene.data, part=part)
         job = trainer.Job(name, part_data, str(scene.cache), scene.compute, scene.factories)
-        ticking.append(_device(bus, run.config.fleet, name, job).tick)
+        task_s = functools.partial(scene.pace.task_s, run.config.seed, name, slow=name in slow)
+        ticking.append(_device(bus, run.config.fleet, job, task_s).tick)
     for event in ticking:
         _every(bus, event)
     while not coordinator.core.progress.finished:
@@ -100,9 +107,9 @@ def simulate(
     return coordinator
 
 
-def _device(bus: Loopback, fleet: str, name: str, job: trainer.Job) -> Device:
-    end, store = bus.end(), MemoryStore()
-    inline = InlineTrainer(bus, job, store)
+def _device(bus: Loopback, fleet: str, job: trainer.Job, task_s: Callable[[int], float]) -> Device:
+    end, store, name = bus.end(), MemoryStore(), job.device
+    inline = InlineTrainer(bus, job, store, task_s)
 
     def send(message: Message) -> bool:
         return end.send(up_topic(fleet, name), encode(message))
