@@ -6,13 +6,15 @@ other, so that what it costs in memory is one trainer.
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edge_runtime import trainer
+from edge_runtime import algorithm, trainer
 from edge_runtime.agent import Device
 from edge_runtime.compute import DEFAULT, Compute
+from edge_runtime.coordinator import attacks
+from edge_runtime.coordinator.adversary import LABEL_FLIP, Adversary, Attack, flip_labels
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.pace import Pace
 from edge_runtime.coordinator.run import Run
@@ -23,20 +25,32 @@ from edge_runtime.message import Message, Task, down_topic, encode, up_topic
 from edge_runtime.store import MemoryStore
 from edge_runtime.trainer_process import Outcome
 from edge_runtime.transport import CALM, Faults, Loopback, LoopbackEnd
+from edge_runtime.tree import Layout
+from edge_runtime.workshop import Workshop
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 2.0
 _LIMIT_S = 1e6
+_KEPT_SPLITS = 128
+"""Devices whose data is kept at hand: a quarter of a gigabyte of fashion-mnist, dealt to 100 devices."""
+_WAIT_S = 0.5
 _STEADY = Pace()
+_HONEST = Attack()
+
+
+Report = Callable[[Task, Outcome], Outcome | None]
+"""What a device tells of a task that it has done; None: it waits a little longer."""
 
 
 class InlineTrainer:
     """Runs tasks in this process, as events on the bus."""
 
-    def __init__(self, bus: Loopback, job: trainer.Job, store: MemoryStore, task_s: Callable[[int], float]) -> None:
-        """Take tasks for one device, of which the n-th takes `task_s(n)` seconds of virtual time."""
-        self._bus, self._job, self._store, self._task_s = bus, job, store, task_s
+    def __init__(
+        self, bus: Loopback, task_s: Callable[[int], float], work: Callable[[Task], Outcome], report: Report
+    ) -> None:
+        """Do tasks with `work`, of which the n-th takes `task_s(n)` seconds of virtual time."""
+        self._bus, self._task_s, self._work, self._report = bus, task_s, work, report
         self._tasks = 0
         self._done: Callable[[Task, Outcome], None] = lambda task, result: None
 
@@ -46,9 +60,16 @@ class InlineTrainer:
 
     def start(self, task: Task) -> None:
         """Do the task, and tell when its time has passed."""
-        outcome = trainer.work(self._job, task, self._store)
-        self._bus.later(self._task_s(self._tasks), lambda: self._done(task, outcome))
+        outcome = self._work(task)
+        self._bus.later(self._task_s(self._tasks), lambda: self._tell(task, outcome))
         self._tasks += 1
+
+    def _tell(self, task: Task, outcome: Outcome) -> None:
+        told = self._report(task, outcome)
+        if told is None:
+            self._bus.later(_WAIT_S, lambda: self._tell(task, outcome))
+        else:
+            self._done(task, told)
 
 
 @dataclass(frozen=True)
@@ -65,6 +86,7 @@ class Scene:
     factories: tuple[str, ...] = ()
     faults: Faults = CALM
     pace: Pace = _STEADY
+    attack: Attack = _HONEST
 
 
 def simulate(
@@ -91,13 +113,7 @@ def simulate(
 
     end.start([up_topic(run.config.fleet, "+")], receive, lambda up: None)
     coordinator.start()
-    ticking = [coordinator.tick]
-    slow = scene.pace.slow(run.config.seed, scene.devices)
-    for part, name in enumerate(scene.devices):
-        part_data = replace(scene.data, part=part)
-        job = trainer.Job(name, part_data, str(scene.cache), scene.compute, scene.factories)
-        task_s = functools.partial(scene.pace.task_s, run.config.seed, name, slow=name in slow)
-        ticking.append(_device(bus, run.config.fleet, job, task_s).tick)
+    ticking = [coordinator.tick, *(device.tick for device in _devices(bus, run, scene, coordinator))]
     for event in ticking:
         _every(bus, event)
     while not coordinator.core.progress.finished:
@@ -107,14 +123,50 @@ def simulate(
     return coordinator
 
 
-def _device(bus: Loopback, fleet: str, job: trainer.Job, task_s: Callable[[int], float]) -> Device:
-    end, store, name = bus.end(), MemoryStore(), job.device
-    inline = InlineTrainer(bus, job, store, task_s)
+def _devices(bus: Loopback, run: Run, scene: Scene, coordinator: Coordinator) -> Iterator[Device]:
+    """Start the devices, in the order of their parts."""
+    seed, layout = run.config.seed, Layout(run.description.names, run.description.shapes)
+    slow, liars = scene.pace.slow(seed, scene.devices), scene.attack.members(seed, scene.devices)
+    honest = Workshop(models=1, splits=_KEPT_SPLITS)
+    flipping = liars and scene.attack.kind == LABEL_FLIP
+    crooked = Workshop(models=1, splits=_KEPT_SPLITS, alter=flip_labels) if flipping else honest
+    adversary = None
+    if liars and not flipping:
+        decode = functools.partial(algorithm.decode, kind=run.parts.Up, layout=layout)
+        adversary = Adversary(attacks.ATTACKS[scene.attack.kind], liars, decode, seed)
+    for part, name in enumerate(scene.devices):
+        job = trainer.Job(name, replace(scene.data, part=part), str(scene.cache), scene.compute, scene.factories)
+        store = MemoryStore()
+        workshop = crooked if name in liars else honest
+        work = functools.partial(trainer.work, job, store=store, workshop=workshop)
+        task_s = functools.partial(scene.pace.task_s, seed, name, slow=name in slow)
+        report = functools.partial(_report, adversary, name in liars, name, coordinator)
+        yield _device(bus, run.config.fleet, name, store, InlineTrainer(bus, task_s, work, report))
+
+
+def _report(
+    adversary: Adversary | None, lies: bool, name: str, coordinator: Coordinator, task: Task, outcome: Outcome
+) -> Outcome | None:
+    """Give what a device tells, which is what it found unless it `lies`; attackers wait for the honest ones."""
+    if adversary is None or task.phase != "train":
+        return outcome
+    if not lies:
+        adversary.see(name, task.round, outcome.payload)
+        return outcome
+    progress = coordinator.core.progress
+    cohort = progress.cohort if progress.round == task.round else ()
+    if outcome.reason or not adversary.ready(task.round, cohort):
+        return outcome if outcome.reason else None
+    return replace(outcome, payload=adversary.forge(name, task.round, outcome.payload, cohort))
+
+
+def _device(bus: Loopback, fleet: str, name: str, store: MemoryStore, inline: InlineTrainer) -> Device:
+    end = bus.end()
 
     def send(message: Message) -> bool:
         return end.send(up_topic(fleet, name), encode(message))
 
-    device = Device(store, inline, send, "simulated", lambda run: _figures(end))
+    device = Device(store, inline, send, "simulated", lambda run: {**_figures(end), "virtual-s": bus.now_s})
     inline.attach(device.finished)
     end.start([down_topic(fleet, name)], lambda topic, payload: device.receive(payload), lambda up: None)
     device.start()
