@@ -106,7 +106,9 @@ class Adversary:
         mine = self._decode(payload)
         liars = sorted({device, *(self._members & set(cohort))})
         honest = [
-            self._decode(data) for at, data in self._seen.values() if data and (at == round_ or not self._lockstep)
+            self._decode(data)
+            for _, (at, data) in sorted(self._seen.items())
+            if data and (at == round_ or not self._lockstep)
         ]
         lies = {}
         for name, value in vars(mine).items():

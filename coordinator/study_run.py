@@ -27,7 +27,7 @@ from edge_runtime.coordinator.journal import Accepted, Journal
 from edge_runtime.coordinator.simulate import Scene, simulate
 from edge_runtime.coordinator.study import METRICS, Cell
 from edge_runtime.data import device_names
-from edge_runtime.errors import ConfigError, EdgeError, RunError
+from edge_runtime.errors import ConfigError, EdgeError
 from edge_runtime.files import write_atomic
 from edge_runtime.processes import die_with_parent
 
@@ -35,14 +35,14 @@ Record = dict[str, Any]
 SCHEMA = "edge-runtime/study-cell/1"
 
 
-def run(cells: Sequence[Cell], out: Path, jobs: int, tell: Callable[[Cell, Record], None]) -> list[Record]:
-    """Run all cells that are not finished, `jobs` at a time, and give the records of all.
+def run(cells: Sequence[Cell], out: Path, jobs: int, tell: Callable[[Cell, Record], None]) -> list[str]:
+    """Run all cells that are not finished, `jobs` at a time, and `tell` of each that has just been run.
 
-    `tell` is called for every cell that has just been run.
+    Returns:
+        Name and reason of every cell that failed; the others are finished.
 
     Raises:
         ConfigError: a cell that cannot be run, before any has been.
-        RunError: a cell failed; the others are finished by then.
     """
     if jobs < 1:
         raise ConfigError(f"--jobs must be 1 or more, not {jobs}")
@@ -65,7 +65,7 @@ def run(cells: Sequence[Cell], out: Path, jobs: int, tell: Callable[[Cell, Recor
             for cell in ended:
                 record = read(cell, out)
                 if record is None:
-                    failed.append(cell)
+                    failed.append(f"{cell.name}: {_reason(cell, out)}")
                 else:
                     tell(cell, record)
     finally:
@@ -73,27 +73,26 @@ def run(cells: Sequence[Cell], out: Path, jobs: int, tell: Callable[[Cell, Recor
             process.terminate()
         for process, _ in running:
             process.join()
-    if failed:
-        raise RunError(f"{len(failed)} cells failed, as {failed[0].name}: {_reason(failed[0], out)}")
-    return [record for record in (read(cell, out) for cell in cells) if record is not None]
+    return failed
 
 
 def read(cell: Cell, out: Path) -> Record | None:
     """Read the record of a cell; None if it is not finished, or was run with other settings."""
     try:
-        record: Record = json.loads(_path(cell, out).read_bytes())
+        record: Record = json.loads(path(cell, out).read_bytes())
     except (OSError, ValueError):
         return None
     return record if record.get("digest") == cell.digest() else None
 
 
-def _path(cell: Cell, out: Path, suffix: str = ".json") -> Path:
+def path(cell: Cell, out: Path, suffix: str = ".json") -> Path:
+    """Say where the record of a cell is, or with another suffix why it failed."""
     return out / (cell.name.replace(", ", "-").replace(" ", "-") + suffix)
 
 
 def _reason(cell: Cell, out: Path) -> str:
-    path = _path(cell, out, ".failed")
-    return path.read_text() if path.exists() else "its process ended without a word"
+    failure = path(cell, out, ".failed")
+    return failure.read_text() if failure.exists() else "its process ended without a word"
 
 
 def _work(cell: Cell, out: Path) -> None:
@@ -101,10 +100,10 @@ def _work(cell: Cell, out: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     die_with_parent()
-    failure = _path(cell, out, ".failed")
+    failure = path(cell, out, ".failed")
     failure.unlink(missing_ok=True)
     try:
-        write_atomic(_path(cell, out), json.dumps(play(cell), indent=1).encode())
+        write_atomic(path(cell, out), json.dumps(play(cell), indent=1).encode())
     except EdgeError as error:
         failure.write_text(str(error))
         sys.exit(error.exit_code)
