@@ -147,16 +147,16 @@ def _devices(bus: Loopback, run: Run, scene: Scene, coordinator: Coordinator) ->
 def _report(
     adversary: Adversary | None, lies: bool, name: str, coordinator: Coordinator, task: Task, outcome: Outcome
 ) -> Outcome | None:
-    """Give what a device tells, which is what it found unless it `lies`; attackers wait for the honest ones."""
+    """Give what a device tells: what it found unless it `lies`. Liars wait for the honest devices of their round."""
     if adversary is None or task.phase != "train":
         return outcome
     if not lies:
         adversary.see(name, task.round, outcome.payload)
+    if not lies or outcome.reason:
         return outcome
-    progress = coordinator.core.progress
-    cohort = progress.cohort if progress.round == task.round else ()
-    if outcome.reason or not adversary.ready(task.round, cohort):
-        return outcome if outcome.reason else None
+    cohort = coordinator.core.progress.cohort
+    if not adversary.ready(task.round, cohort):
+        return None
     return replace(outcome, payload=adversary.forge(name, task.round, outcome.payload, cohort))
 
 

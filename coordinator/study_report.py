@@ -103,12 +103,17 @@ def to_csv(study: Record) -> str:
 
 _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("accuracy", lambda row: _percent(row, "accuracy")),
-    ("p10 of devices", lambda row: _percent(row, "accuracy_p10")),
-    ("shared model", lambda row: _percent(row, "accuracy_shared")),
-    ("up per task", lambda row: units.size(row["payload_bytes_up"])),
-    ("down per task", lambda row: units.size(row["payload_bytes_down"])),
-    ("virtual time", lambda row: units.duration(row["virtual_s"])),
-    ("wall time", lambda row: units.duration(row["wall_s"])),
+    ("p10", lambda row: _percent(row, "accuracy_p10")),
+    ("shared", lambda row: _percent(row, "accuracy_shared")),
+    ("up", lambda row: units.size(row["payload_bytes_up"])),
+    ("down", lambda row: units.size(row["payload_bytes_down"])),
+    ("virtual", lambda row: units.duration(row["virtual_s"])),
+    ("wall", lambda row: units.duration(row["wall_s"])),
+)
+
+_CAPTION = (
+    "accuracies in %, mean ± standard error over the seeds; p10: nine of ten devices reach it; shared: of the common "
+    "model; up and down: payload of a task; virtual: time by the devices' delays; wall: of the run"
 )
 
 
@@ -123,8 +128,10 @@ def tables(study: Record) -> list[Table]:
     """Lay a study out for the terminal, a table for each scenario."""
     made = []
     for scenario in study["scenarios"]:
-        laid = Table(title=f"{scenario['name']}: {scenario['about']}", box=SIMPLE_HEAD, pad_edge=False)
-        laid.add_column("% ± standard error")
+        laid = Table(
+            title=f"{scenario['name']}: {scenario['about']}", caption=_CAPTION, box=SIMPLE_HEAD, pad_edge=False
+        )
+        laid.add_column("")
         for title, _ in _COLUMNS:
             laid.add_column(title, justify="right")
         for row in scenario["rows"]:
@@ -139,7 +146,8 @@ def to_markdown(study: Record) -> str:
     lines = [f"Made by `{study['command']}` with edge-runtime {versions['edge-runtime']}"]
     if versions.get("commit"):
         lines[0] += f" ({versions['commit']})"
-    lines[0] += f", seeds {', '.join(map(str, seeds))}: mean ± standard error over the seeds, accuracies in %."
+    lines[0] += f", seeds {', '.join(map(str, seeds))}."
+    lines += ["", f"{_CAPTION[:1].upper()}{_CAPTION[1:]}."]
     for scenario in study["scenarios"]:
         lines += ["", f"### {scenario['name']}", "", f"{scenario['about'][:1].upper()}{scenario['about'][1:]}.", ""]
         lines += ["| | " + " | ".join(title for title, _ in _COLUMNS) + " |", "|---|" + "---:|" * len(_COLUMNS)]

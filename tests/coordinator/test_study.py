@@ -164,7 +164,7 @@ def test_csv_json_and_markdown_say_the_same(found: dict[str, Any]) -> None:
     assert [float(line["accuracy"]) for line in lines] == [row["accuracy"] for row in rows]
     assert [float(line["accuracy_se"]) for line in lines] == [row["accuracy_se"] for row in rows]
     text = study_report.to_markdown(found)
-    assert "Made by `edge-coordinator bench algorithms` with edge-runtime 9.9 (abc), seeds 0, 1, 2" in text
+    assert "Made by `edge-coordinator bench algorithms` with edge-runtime 9.9 (abc), seeds 0, 1, 2." in text
     assert "| alone | 60.0 ± 5.8 | 60.0 ± 5.8 | – | 1.0 kB | 3.0 kB | 20.0 s | 1.0 s |" in text
     assert "| together | 50.0 ± 10.0 |" in text
 
