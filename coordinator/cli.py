@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from edge_runtime.cli import (
     run_command,
     until_signal,
 )
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import ConfigError, RunError
 
 _EXIT_CODES = (
     """exit codes: 0 done, 2 wrong flag, key or data, 3 no broker, 4 disk or device, 5 run failed, 130 Ctrl-C"""
@@ -70,6 +71,15 @@ _BENCH_MEMORY_EXAMPLES = """examples:
 
 baseline: with the backend imported; peak: the most that the process ever had; over: the peak of training over the
 baseline; floor: parameters, gradients and momentum of what is active, which training cannot do without.
+
+"""
+_BENCH_ALGORITHMS_EXAMPLES = """examples:
+  edge-coordinator bench algorithms --quick
+  edge-coordinator bench algorithms --out runs/study --plots runs/study --markdown runs/study/table.md
+  edge-coordinator bench algorithms --scenario watch --case fedavg --case ditto --seeds 5 --json
+
+Every finished run is a file in --out: the same command again goes on where it was stopped, and a wider one adds what is
+missing. Mean and standard error are over the seeds; virtual time is what the devices' delays add up to.
 
 """
 _START_EXAMPLES = """examples:
@@ -280,12 +290,13 @@ def _export(options: argparse.Namespace) -> None:
 
 def _add_bench(commands: Any) -> None:
     bench = commands.add_parser(
-        "bench", help="Compare backends on this machine", description="Compare backends on this machine."
+        "bench", help="Compare backends or algorithms", description="Compare backends or algorithms on this machine."
     )
     kinds = bench.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
     step = _command(kinds, "step", "Time steps of training", _BENCH_STEP_EXAMPLES, _bench_step)
     step.add_argument("--repeats", type=int, default=3, metavar="N", help="turns of each backend (default 3)")
     memory = _command(kinds, "memory", "Weigh processes that train", _BENCH_MEMORY_EXAMPLES, _bench_memory)
+    _add_bench_algorithms(kinds)
     for parser in (step, memory):
         parser.add_argument(
             "--model", action="append", metavar="NAME|DIR", help="built-in name or folder of a bundle (default cnn)"
@@ -300,6 +311,60 @@ def _add_bench(commands: Any) -> None:
             "--no-arena", action="store_true", help="let onnx give memory back after every operator: slower"
         )
         parser.add_argument("--json", action="store_true", help="for scripts")
+
+
+def _add_bench_algorithms(kinds: Any) -> None:
+    summary = "Compare all algorithms, with attackers and delays, in simulations"
+    parser = _command(kinds, "algorithms", summary, _BENCH_ALGORITHMS_EXAMPLES, _bench_algorithms)
+    parser.add_argument("--quick", action="store_true", help="everything, but so small that no number means anything")
+    parser.add_argument("--scenario", action="append", metavar="NAME", help="one table of the study (default all)")
+    parser.add_argument("--case", action="append", metavar="NAME", help="one line of the tables (default all)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="runs of every case (default 3, with --quick 1)")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time, a core each (default 2)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="one file per run (default runs/study, with --quick runs/study-quick)"
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the tables as CSV")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw accuracy against bytes and time")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def _bench_algorithms(options: argparse.Namespace) -> None:
+    from edge_runtime.coordinator import study, study_grid, study_live, study_plots, study_report, study_run
+
+    scenarios = study.select(study_grid.SCENARIOS, options.scenario, options.case)
+    scenarios = study.quick(scenarios) if options.quick else scenarios
+    cells = study.cells(scenarios, (1 if options.quick else 3) if options.seeds is None else options.seeds)
+    out = options.out or Path("runs/study-quick" if options.quick else "runs/study")
+    there = [cell for cell in cells if study_run.read(cell, out) is not None]
+    with study_live.Live(len(cells), len(there)) as live:
+        failed = study_run.run(cells, out, options.jobs, live.tell)
+    records = [record for record in (study_run.read(cell, out) for cell in cells) if record is not None]
+    record = study_report.build(scenarios, records, shlex.join(["edge-coordinator", *sys.argv[1:]]))
+    for path, write in ((options.csv, study_report.to_csv), (options.markdown, study_report.to_markdown)):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(write(record))
+    if options.plots:
+        study_plots.write(record, options.plots)
+    _show_study(options, record, out)
+    if failed:
+        raise RunError(f"{len(failed)} of {len(cells)} runs failed, as {failed[0]}")
+
+
+def _show_study(options: argparse.Namespace, record: dict[str, Any], out: Path) -> None:
+    from edge_runtime.coordinator import study_report
+
+    if options.json:
+        sys.stdout.write(json.dumps(record, indent=1) + "\n")
+        return
+    from rich.console import Console
+
+    console = Console()
+    for table in study_report.tables(record):
+        console.print(table)
+    console.print(f"runs: {out}", highlight=False)
 
 
 def _bench_step(options: argparse.Namespace) -> None:

@@ -53,20 +53,21 @@ class Accepted(NamedTuple):
 class Journal:
     """The durable side of one run."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open or make the journal in `folder`.
+    def __init__(self, folder: Path, durable: bool = True) -> None:
+        """Open or make the journal in `folder`; one that is not durable does not wait for the disk.
 
         Raises:
             ConfigError: another coordinator has it open.
             DeviceError: the folder cannot be written.
         """
-        self.folder = folder
+        self.folder, self._durable = folder, durable
+        level = "FULL" if durable else "OFF"
         try:
             for part in ("spool", "down"):
                 (folder / part).mkdir(parents=True, exist_ok=True)
             self._lock = _lock(folder)
             self._database = sqlite3.connect(folder / "journal.sqlite", check_same_thread=False)
-            self._database.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;" + _SCHEMA)
+            self._database.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous={level};" + _SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise DeviceError(f"{folder}: the journal cannot be opened: {error}; free some space") from error
         self.memories: MutableMapping[str, bytes] = _Memories(self._database)
@@ -294,7 +295,7 @@ class Journal:
 
     def _write_checkpoint(self, round_: int, data: bytes) -> None:
         try:
-            write_atomic(self._checkpoint_path(round_), data)
+            write_atomic(self._checkpoint_path(round_), data, self._durable)
         except DeviceError as error:
             raise RunError(f"{error}, and resume the run") from error
 

@@ -64,7 +64,7 @@ def svgs(report: Report) -> dict[str, str]:
     """Draw every plot as an `<svg>` element, by its title; the same report gives the same text."""
     drawn = {}
     for title, draw in _PLOTS.items():
-        with _style():
+        with style():
             from matplotlib.figure import Figure
 
             figure = Figure(figsize=(5.4, 3.6), layout="constrained")
@@ -75,7 +75,7 @@ def svgs(report: Report) -> dict[str, str]:
 
 def picture(report: Report, path: Path) -> None:
     """Draw all four plots as one PNG."""
-    with _style():
+    with style():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(11, 7), layout="constrained", facecolor="white")
@@ -87,7 +87,8 @@ def picture(report: Report, path: Path) -> None:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """Draw in the style of our reports, and leave matplotlib as it was."""
     import matplotlib as mpl
 
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]

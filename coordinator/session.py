@@ -65,7 +65,7 @@ def over_mqtt(run: Run, link: Link, folder: Path, broker: str, watch: Watch) -> 
 def in_memory(run: Run, scene: Scene, folder: Path, watch: Watch) -> Outcome:
     """Play a run in this process."""
     started, since_s = _now(), time.monotonic()
-    journal = Journal(folder)
+    journal = Journal(folder, durable=False)  # a simulation that is cut short begins anew
     try:
         name = hashlib.sha256(json.dumps(describe(run), sort_keys=True).encode()).hexdigest()[:32]
         run_id = _identify(journal, run, name)

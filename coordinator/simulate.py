@@ -4,15 +4,19 @@ Deterministic: the same seed and configuration give the same report, apart from 
 other, so that what it costs in memory is one trainer.
 """
 
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edge_runtime import trainer
+from edge_runtime import algorithm, trainer
 from edge_runtime.agent import Device
 from edge_runtime.compute import DEFAULT, Compute
+from edge_runtime.coordinator import attacks
+from edge_runtime.coordinator.adversary import LABEL_FLIP, Adversary, Attack, flip_labels
 from edge_runtime.coordinator.journal import Journal
+from edge_runtime.coordinator.pace import Pace
 from edge_runtime.coordinator.run import Run
 from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.data import DataConfig
@@ -21,20 +25,33 @@ from edge_runtime.message import Message, Task, down_topic, encode, up_topic
 from edge_runtime.store import MemoryStore
 from edge_runtime.trainer_process import Outcome
 from edge_runtime.transport import CALM, Faults, Loopback, LoopbackEnd
+from edge_runtime.tree import Layout
+from edge_runtime.workshop import Workshop
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 2.0
-_TASK_S = 1.0
-"""Virtual time that every task takes: long enough for messages to overtake each other."""
 _LIMIT_S = 1e6
+_KEPT_SPLITS = 128
+"""Devices whose data is kept at hand: a quarter of a gigabyte of fashion-mnist, dealt to 100 devices."""
+_WAIT_S = 0.5
+_STEADY = Pace()
+_HONEST = Attack()
+
+
+Report = Callable[[Task, Outcome], Outcome | None]
+"""What a device tells of a task that it has done; None: it waits a little longer."""
 
 
 class InlineTrainer:
     """Runs tasks in this process, as events on the bus."""
 
-    def __init__(self, bus: Loopback, job: trainer.Job, store: MemoryStore) -> None:
-        self._bus, self._job, self._store = bus, job, store
+    def __init__(
+        self, bus: Loopback, task_s: Callable[[int], float], work: Callable[[Task], Outcome], report: Report
+    ) -> None:
+        """Do tasks with `work`, of which the n-th takes `task_s(n)` seconds of virtual time."""
+        self._bus, self._task_s, self._work, self._report = bus, task_s, work, report
+        self._tasks = 0
         self._done: Callable[[Task, Outcome], None] = lambda task, result: None
 
     def attach(self, done: Callable[[Task, Outcome], None]) -> None:
@@ -42,9 +59,17 @@ class InlineTrainer:
         self._done = done
 
     def start(self, task: Task) -> None:
-        """Do the task, and tell a little later."""
-        outcome = trainer.work(self._job, task, self._store)
-        self._bus.later(_TASK_S, lambda: self._done(task, outcome))
+        """Do the task, and tell when its time has passed."""
+        outcome = self._work(task)
+        self._bus.later(self._task_s(self._tasks), lambda: self._tell(task, outcome))
+        self._tasks += 1
+
+    def _tell(self, task: Task, outcome: Outcome) -> None:
+        told = self._report(task, outcome)
+        if told is None:
+            self._bus.later(_WAIT_S, lambda: self._tell(task, outcome))
+        else:
+            self._done(task, told)
 
 
 @dataclass(frozen=True)
@@ -60,6 +85,8 @@ class Scene:
     compute: Compute = DEFAULT
     factories: tuple[str, ...] = ()
     faults: Faults = CALM
+    pace: Pace = _STEADY
+    attack: Attack = _HONEST
 
 
 def simulate(
@@ -86,11 +113,7 @@ def simulate(
 
     end.start([up_topic(run.config.fleet, "+")], receive, lambda up: None)
     coordinator.start()
-    ticking = [coordinator.tick]
-    for part, name in enumerate(scene.devices):
-        part_data = replace(scene.data, part=part)
-        job = trainer.Job(name, part_data, str(scene.cache), scene.compute, scene.factories)
-        ticking.append(_device(bus, run.config.fleet, name, job).tick)
+    ticking = [coordinator.tick, *(device.tick for device in _devices(bus, run, scene, coordinator))]
     for event in ticking:
         _every(bus, event)
     while not coordinator.core.progress.finished:
@@ -100,14 +123,50 @@ def simulate(
     return coordinator
 
 
-def _device(bus: Loopback, fleet: str, name: str, job: trainer.Job) -> Device:
-    end, store = bus.end(), MemoryStore()
-    inline = InlineTrainer(bus, job, store)
+def _devices(bus: Loopback, run: Run, scene: Scene, coordinator: Coordinator) -> Iterator[Device]:
+    """Start the devices, in the order of their parts."""
+    seed, layout = run.config.seed, Layout(run.description.names, run.description.shapes)
+    slow, liars = scene.pace.slow(seed, scene.devices), scene.attack.members(seed, scene.devices)
+    honest = Workshop(models=1, splits=_KEPT_SPLITS)
+    flipping = liars and scene.attack.kind == LABEL_FLIP
+    crooked = Workshop(models=1, splits=_KEPT_SPLITS, alter=flip_labels) if flipping else honest
+    adversary = None
+    if liars and not flipping:
+        decode = functools.partial(algorithm.decode, kind=run.parts.Up, layout=layout)
+        adversary = Adversary(attacks.ATTACKS[scene.attack.kind], liars, decode, seed)
+    for part, name in enumerate(scene.devices):
+        job = trainer.Job(name, replace(scene.data, part=part), str(scene.cache), scene.compute, scene.factories)
+        store = MemoryStore()
+        workshop = crooked if name in liars else honest
+        work = functools.partial(trainer.work, job, store=store, workshop=workshop)
+        task_s = functools.partial(scene.pace.task_s, seed, name, slow=name in slow)
+        report = functools.partial(_report, adversary, name in liars, name, coordinator)
+        yield _device(bus, run.config.fleet, name, store, InlineTrainer(bus, task_s, work, report))
+
+
+def _report(
+    adversary: Adversary | None, lies: bool, name: str, coordinator: Coordinator, task: Task, outcome: Outcome
+) -> Outcome | None:
+    """Give what a device tells: what it found unless it `lies`. Liars wait for the honest devices of their round."""
+    if adversary is None or task.phase != "train":
+        return outcome
+    if not lies:
+        adversary.see(name, task.round, outcome.payload)
+    if not lies or outcome.reason:
+        return outcome
+    cohort = coordinator.core.progress.cohort
+    if not adversary.ready(task.round, cohort):
+        return None
+    return replace(outcome, payload=adversary.forge(name, task.round, outcome.payload, cohort))
+
+
+def _device(bus: Loopback, fleet: str, name: str, store: MemoryStore, inline: InlineTrainer) -> Device:
+    end = bus.end()
 
     def send(message: Message) -> bool:
         return end.send(up_topic(fleet, name), encode(message))
 
-    device = Device(store, inline, send, "simulated", lambda run: _figures(end))
+    device = Device(store, inline, send, "simulated", lambda run: {**_figures(end), "virtual-s": bus.now_s})
     inline.attach(device.finished)
     end.start([down_topic(fleet, name)], lambda topic, payload: device.receive(payload), lambda up: None)
     device.start()

@@ -6,8 +6,8 @@ from pathlib import Path
 from edge_runtime.errors import DeviceError
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` through a temporary file: fsync, rename, fsync of the folder.
+def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
+    """Write `data` to `path` through a temporary file: fsync, rename, fsync of the folder (durable only).
 
     Raises:
         DeviceError: the disk is full, read-only or broken; `path` then holds what it held before.
@@ -17,9 +17,11 @@ def write_atomic(path: Path, data: bytes) -> None:
         with temporary.open("wb") as file:  # a buffered writer: a bare write may stop half-way without an error
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise DeviceError(f"{path}: cannot be written: {error.strerror}; free some space or mend the disk") from error

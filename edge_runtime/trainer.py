@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_runtime import algorithm, backends, bundle, config, data, losses, models, setup
+from edge_runtime import algorithm, bundle, config, data, losses, models, setup
 from edge_runtime.algorithm import Fitted, Model, OwnModel, Weighs
 from edge_runtime.compression import codec
 from edge_runtime.compute import DEFAULT, Compute
@@ -29,6 +29,7 @@ from edge_runtime.processes import give_back_freed_memory
 from edge_runtime.store import FileStore, Store
 from edge_runtime.trainer_process import Outcome
 from edge_runtime.tree import Flat, Layout
+from edge_runtime.workshop import Workshop
 
 log = logging.getLogger(__name__)
 
@@ -50,24 +51,27 @@ class Job:
     """Models `package.module:factory` that this device is willing to import; built-in models need none."""
 
 
-def work(job: Job, task: Task, store: Store) -> Outcome:
-    """Do a task: decode, train or evaluate, measure, encode. Of `store` only what is in use is in memory."""
+def work(job: Job, task: Task, store: Store, workshop: Workshop | None = None) -> Outcome:
+    """Do a task: decode, train or evaluate, measure, encode. Of `store` only what is in use is in memory.
+
+    `workshop` may have models and data at hand; without it they are loaded for this task.
+    """
     started_s, cpu_s = time.perf_counter(), time.process_time()
     try:
-        result = _work(job, task, store)
+        result = _work(job, task, store, workshop or Workshop())
     except (ConfigError, DeviceError, DecodeError, OSError) as error:
         return Outcome(reason=str(error))
     times = {"wall-s": time.perf_counter() - started_s, "cpu-s": time.process_time() - cpu_s}
     return dataclasses.replace(result, metrics={**result.metrics, **times})
 
 
-def _work(job: Job, task: Task, store: Store) -> Outcome:
+def _work(job: Job, task: Task, store: Store, workshop: Workshop) -> Outcome:
     run = setup.decode(store.read(task.setup.digest))
-    split = data.load(job.data, Path(job.cache))
+    split = workshop.split(job.data, Path(job.cache))
     parts = algorithm.load(run.algorithm)
     settings = config.build(parts.Config, run.config, "algorithm")
-    shared_model, name = _load(job, run.model), (run.own or run.model).name
-    model = _own(job, run, shared_model) if parts.Client.own_model else shared_model
+    shared_model, name = _load(job, run.model, workshop), (run.own or run.model).name
+    model = _own(job, run, shared_model, workshop) if parts.Client.own_model else shared_model
     kept = store.state(task.base)
     state = None if kept is None else codec.decode_state(kept, 4 * (model.layout.size + shared_model.layout.size))
     shared, down = _unpack(task, store.read(task.down.digest), parts, shared_model.layout)
@@ -89,11 +93,11 @@ def _work(job: Job, task: Task, store: Store) -> Outcome:
     return Outcome(algorithm.encode(up), codec.encode_state(client.state()), metrics)
 
 
-def _load(job: Job, card: setup.ModelCard) -> Model:
+def _load(job: Job, card: setup.ModelCard, workshop: Workshop) -> Model:
     """Load a model, which must have the tensors that the coordinator says."""
     if ":" in card.name and not card.bundle and card.name not in job.factories:
         raise DeviceError(f"model {card.name!r} is code that this device does not allow: start it with --allow-model")
-    model = backends.load(job.compute, card.name, bundle.unpack(card.bundle) if card.bundle else None)
+    model = workshop.model(job.compute, card.name, card.bundle)
     if model.layout != card.layout:
         raise DeviceError(
             f"model {card.name!r} has other tensors on this device than on the coordinator: "
@@ -112,10 +116,10 @@ def _difference(here: Layout, there: Layout) -> str:
     return f"{name} {ours.get(name, 'missing')} here, {theirs.get(name, 'missing')} there"
 
 
-def _own(job: Job, run: setup.Setup, shared: Model) -> OwnModel:
+def _own(job: Job, run: setup.Setup, shared: Model, workshop: Workshop) -> OwnModel:
     """Make the device's own model: its initial values are its own too."""
     card = run.own or run.model
-    model = shared if run.own is None else _load(job, card)
+    model = shared if run.own is None else _load(job, card, workshop)
     if card.bundle:
         initial = bundle.unpack(card.bundle).initial
         if initial is None:

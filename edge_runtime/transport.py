@@ -77,6 +77,7 @@ class Loopback:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
         self._ends: list[LoopbackEnd] = []
+        self._listening: dict[str, list[LoopbackEnd]] = {}
 
     def end(self) -> "LoopbackEnd":
         """Make one more participant."""
@@ -98,14 +99,23 @@ class Loopback:
 
     def post(self, topic: str, payload: bytes) -> None:
         """Bring a message to all who listen to its topic, as the faults will have it."""
-        for end in self._ends:
-            if not any(_matches(pattern, topic) for pattern in end.topics):
-                continue
+        for end in self._listeners(topic):
             if self._random.random() < self._faults.drop:
                 continue
             for _ in range(2 if self._random.random() < self._faults.duplicate else 1):
                 delay_s = self._random.uniform(0.0, self._faults.delay_s) if self._faults.delay_s else 0.0
                 self.later(delay_s, lambda end=end: end.deliver(topic, payload))  # type: ignore[misc]
+
+    def subscriptions_changed(self) -> None:
+        """Look anew who listens to what."""
+        self._listening.clear()
+
+    def _listeners(self, topic: str) -> "list[LoopbackEnd]":
+        if topic not in self._listening:  # found once: with hundreds of devices, looking takes longer than telling
+            self._listening[topic] = [
+                end for end in self._ends if any(_matches(pattern, topic) for pattern in end.topics)
+            ]
+        return self._listening[topic]
 
 
 class LoopbackEnd:
@@ -120,6 +130,7 @@ class LoopbackEnd:
     def start(self, topics: Sequence[str], receive: Receive, connected: Connected) -> None:
         """Listen to `topics`."""
         self.topics, self._receive = topics, receive
+        self._bus.subscriptions_changed()
         connected(True)
 
     def send(self, topic: str, payload: bytes) -> bool:
@@ -140,6 +151,7 @@ class LoopbackEnd:
     def close(self) -> None:
         """Listen no more."""
         self.topics, self._receive = (), lambda topic, payload: None
+        self._bus.subscriptions_changed()
 
 
 def _matches(pattern: str, topic: str) -> bool:

@@ -1,0 +1,125 @@
+"""Devices that lie, in a simulation: they know one another, and see what every honest device of a round sends.
+
+That is more than a real attacker knows; what withstands it withstands those who know less. `attacks.py` has what they
+make of it. Attackers take part in everything else like any device: only the vectors of their Up are others.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime import algorithm
+from edge_runtime.coordinator import attacks
+from edge_runtime.coordinator.pace import chosen
+from edge_runtime.data import Split
+from edge_runtime.errors import ConfigError
+from edge_runtime.tree import Flat
+
+LABEL_FLIP = "label-flip"
+_SEED = 0x6C696172
+_MOST = 16
+"""Honest updates that are remembered of a run without rounds: the latest ones."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """How many devices lie, and how."""
+
+    kind: str = ""
+    """`label-flip` (train honestly on wrong labels), or a name in `attacks.ATTACKS`; empty: all are honest."""
+    part: float = 0.2
+    """Part of the devices that are attackers, rounded to whole devices."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        known = (LABEL_FLIP, *attacks.ATTACKS)
+        if self.kind and self.kind not in known:
+            raise ConfigError(f"attack: kind must be one of {', '.join(known)}, not {self.kind!r}")
+        if not 0 <= self.part < 1:
+            raise ConfigError(f"attack: part must be from 0 to below 1, not {self.part}")
+
+    def members(self, seed: int, devices: Sequence[str]) -> frozenset[str]:
+        """Say which of the devices are attackers."""
+        return chosen(seed, "attackers", devices, self.part) if self.kind else frozenset()
+
+
+def flip_labels(split: Split) -> Split:
+    """Give a liar's training data its wrong labels; what is tested on stays."""
+    return dataclasses.replace(split, y_train=attacks.flipped_labels(split.y_train, split.classes))
+
+
+class Adversary:
+    """The attackers of one run, as one."""
+
+    def __init__(
+        self,
+        craft: attacks.Attack,
+        members: frozenset[str],
+        decode: Callable[[bytes], Any],
+        seed: int,
+        lockstep: bool = True,
+    ) -> None:
+        """Attack as the devices `members`.
+
+        Args:
+            craft: makes the lies.
+            members: the attackers.
+            decode: decodes an Up of the run's algorithm.
+            seed: of the run.
+            lockstep: the run goes round by round. If not, attackers look at the latest updates, of whatever round.
+        """
+        self._craft, self._members, self._decode, self._seed = craft, members, decode, seed
+        self._lockstep = lockstep
+        self._seen: dict[str, tuple[int, bytes]] = {}
+
+    def see(self, device: str, round_: int, payload: bytes) -> None:
+        """Take note of what an honest device sends; nothing, if it failed."""
+        self._seen.pop(device, None)
+        self._seen[device] = (round_, payload)
+        if self._lockstep:
+            self._seen = {name: seen for name, seen in self._seen.items() if seen[0] == round_}
+        elif len(self._seen) > _MOST:
+            self._seen.pop(next(iter(self._seen)))
+
+    def ready(self, round_: int, cohort: Sequence[str]) -> bool:
+        """Say whether every honest device of the cohort has been seen in this round."""
+        done = {name for name, seen in self._seen.items() if seen[0] == round_}
+        return not self._lockstep or done | self._members >= set(cohort)
+
+    def forge(self, device: str, round_: int, payload: bytes, cohort: Sequence[str]) -> bytes:
+        """Make the lie of one attacker.
+
+        Args:
+            device: the attacker.
+            round_: the round of its task.
+            payload: the encoded Up that it would send if it were honest.
+            cohort: the devices of the round; the attackers among them lie together.
+
+        Returns:
+            An encoded Up whose vectors are the attack's. Where no honest one is known, what `payload` says stands for
+            what honest devices would have sent.
+        """
+        mine = self._decode(payload)
+        liars = sorted({device, *(self._members & set(cohort))})
+        honest = [
+            self._decode(data)
+            for _, (at, data) in sorted(self._seen.items())
+            if data and (at == round_ or not self._lockstep)
+        ]
+        lies = {}
+        for name, value in vars(mine).items():
+            if isinstance(value, np.ndarray) and len(value):
+                rng = np.random.default_rng([_SEED, self._seed, round_])
+                good = _stack(honest, name, value)
+                lies[name] = self._craft(good, len(liars), rng)[liars.index(device)].astype(np.float32)
+        return algorithm.encode(dataclasses.replace(mine, **lies))
+
+
+def _stack(ups: Sequence[Any], name: str, mine: Flat) -> NDArray[np.float32]:
+    """Stack one field of the Ups in which it is as long as `mine` [ups, size]; without any, `mine` alone."""
+    alike = [getattr(up, name) for up in ups if len(getattr(up, name)) == len(mine)]
+    return np.array(alike or [mine], np.float32)

@@ -1,0 +1,90 @@
+"""What the study holds: scenarios and their cases, as data."""
+
+from edge_runtime.coordinator.adversary import Attack
+from edge_runtime.coordinator.pace import Pace
+from edge_runtime.coordinator.study import Case, Scenario
+from edge_runtime.data import DataConfig
+
+_SHARED = (("", "shared"),)
+_AVERAGED = (("", "shared"), (" + fine-tuning", "personal"))
+"""A shared model as it is, and after the local training with which every device ends."""
+
+_PERSONAL = (
+    Case("local", "local"),
+    Case("fedavg", "fedavg", shows=_AVERAGED),
+    Case("ditto", "ditto", {"personal-epochs": 2}),
+    Case("fedspa", "fedspa", {"density": 0.5}),
+)
+"""Every algorithm, as it is meant to be used."""
+
+_ATTACKS = ("", "sign-flip", "label-flip")
+_AGGREGATORS: dict[str, dict[str, object]] = {"mean": {}}
+_ATTACKED = tuple(
+    Case(f"{name}, {kind or 'no attack'}", "fedavg", settings, attack=Attack(kind, part=0.2), shows=_SHARED)
+    for name, settings in _AGGREGATORS.items()
+    for kind in _ATTACKS
+)
+
+_PACES = {
+    "constant": Pace(),
+    "exponential": Pace("exponential"),
+    "log-normal": Pace("log-normal"),
+    "slow quarter": Pace("log-normal", slow_part=0.25),
+}
+_DELAYED = tuple(Case(f"fedavg, {name}", "fedavg", pace=pace, shows=_SHARED) for name, pace in _PACES.items())
+
+_FASHION = {"lr": 0.05, "local-epochs": 2, "batch-size": 32}
+_DEALT = DataConfig("fashion-mnist", parts=100)
+_BY_CLASSES = DataConfig("fashion-mnist", parts=100, partition="classes", classes_per_device=2)
+
+SCENARIOS = (
+    Scenario(
+        "watch",
+        "20 smartwatches, 5 labelled windows of each exercise on each: a cold start",
+        DataConfig("watch", labels_per_class=5),
+        "watch-cnn",
+        {"rounds": 10},
+        {"lr": 0.05, "local-steps": 20, "batch-size": 16},
+        _PERSONAL,
+    ),
+    Scenario(
+        "fashion-dirichlet",
+        "fashion-mnist on 100 devices, 10 per round, Dirichlet 0.3",
+        _DEALT,
+        "mlp",
+        {"rounds": 100, "cohort": 10},
+        _FASHION,
+        _PERSONAL,
+        "numpy",
+    ),
+    Scenario(
+        "fashion-classes",
+        "fashion-mnist on 100 devices, 10 per round, 2 classes on each",
+        _BY_CLASSES,
+        "mlp",
+        {"rounds": 100, "cohort": 10},
+        _FASHION,
+        _PERSONAL,
+        "numpy",
+    ),
+    Scenario(
+        "attacks",
+        "fashion-mnist on 100 devices, 20 per round, Dirichlet 0.3, a fifth of the devices lie",
+        _DEALT,
+        "mlp",
+        {"rounds": 40, "cohort": 20},
+        _FASHION,
+        _ATTACKED,
+        "numpy",
+    ),
+    Scenario(
+        "delays",
+        "fashion-mnist on 100 devices, Dirichlet 0.3, tasks that take differently long (1 s in the mean)",
+        _DEALT,
+        "mlp",
+        {"rounds": 60, "cohort": 10},
+        _FASHION,
+        _DELAYED,
+        "numpy",
+    ),
+)
