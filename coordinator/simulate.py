@@ -25,13 +25,13 @@ from edge_runtime.message import Message, Task, down_topic, encode, up_topic
 from edge_runtime.store import MemoryStore
 from edge_runtime.trainer_process import Outcome
 from edge_runtime.transport import CALM, Faults, Loopback, LoopbackEnd
-from edge_runtime.tree import Layout
 from edge_runtime.workshop import Workshop
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 2.0
 _LIMIT_S = 1e6
+_KEPT_MODELS = 4
 _KEPT_SPLITS = 128
 """Devices whose data is kept at hand: a quarter of a gigabyte of fashion-mnist, dealt to 100 devices."""
 _WAIT_S = 0.5
@@ -125,11 +125,11 @@ def simulate(
 
 def _devices(bus: Loopback, run: Run, scene: Scene, coordinator: Coordinator) -> Iterator[Device]:
     """Start the devices, in the order of their parts."""
-    seed, layout = run.config.seed, Layout(run.description.names, run.description.shapes)
+    seed, layout = run.config.seed, run.description.model.layout
     slow, liars = scene.pace.slow(seed, scene.devices), scene.attack.members(seed, scene.devices)
-    honest = Workshop(models=1, splits=_KEPT_SPLITS)
+    honest = Workshop(_KEPT_MODELS, splits=_KEPT_SPLITS)
     flipping = liars and scene.attack.kind == LABEL_FLIP
-    crooked = Workshop(models=1, splits=_KEPT_SPLITS, alter=flip_labels) if flipping else honest
+    crooked = Workshop(_KEPT_MODELS, splits=_KEPT_SPLITS, alter=flip_labels) if flipping else honest
     adversary = None
     if liars and not flipping:
         decode = functools.partial(algorithm.decode, kind=run.parts.Up, layout=layout)
