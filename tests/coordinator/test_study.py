@@ -129,7 +129,7 @@ def test_slow_devices_hold_every_round_up_and_change_nothing_else(honest: dict[s
 def test_figures_are_means_over_the_honest_devices_and_bytes_of_all() -> None:
     def item(round_: int, phase: str, device: str, accuracy: float, size: float) -> Accepted:
         figures = {"accuracy-personal": accuracy, "payload-bytes-up": size, "payload-bytes-down": 2 * size}
-        return Accepted(round_, phase, device, {**figures, "virtual-s": 1.0 + round_})
+        return Accepted(round_, phase, device, round_, {**figures, "virtual-s": 1.0 + round_})
 
     accepted = [item(0, "train", "a", 0.2, 10.0), item(0, "train", "liar", 0.9, 30.0)]
     accepted += [item(1, "train", "a", 0.4, 10.0), item(1, "train", "b", 0.6, 50.0)]
