@@ -227,7 +227,7 @@ class Coordinator:
         reason, number = "", self.core.progress.round
         try:
             if offer.phase == "train":
-                self.server.absorb(device, algorithm.decode(payload, self._parts.Up, self._layout))
+                self.server.absorb(device, self._decode_up(payload))
                 offer = self._dated(offer)
             elif payload:
                 raise DecodeError("an evaluation has no payload")
