@@ -103,8 +103,13 @@ def prepare(run: RunConfig, table: dict[str, Any], variants: dict[str, dict[str,
     table = {**table, **{name: value for name, value in _known(run).items() if name in fields}}
     settings = config.build(parts.Config, table, "algorithm")
     card, initial = _model(run.model, run.seed)
+    kept = bundle.unpack(card.bundle).private if card.bundle else ()
+    if kept and getattr(settings, "private", "") == "auto":
+        table = {**table, "private": ",".join(kept)}
+        settings = config.build(parts.Config, table, "algorithm")
     parts.Server(settings, card.layout, initial, {}, run.seed)
-    description = Setup(run.algorithm, config.table(settings), card, run.seed)
+    private = algorithm.private_names(settings, card.layout)
+    description = Setup(run.algorithm, config.table(settings), card, run.seed, private)
     made = tuple(_variant(parts, description, name, table, own) for name, own in (variants or {}).items())
     return Run(run, parts, settings, description, initial, made)
 
@@ -130,6 +135,8 @@ def _variant(parts: Algorithm, run: Setup, name: str, table: dict[str, Any], own
     if not isinstance(pattern, str):
         raise ConfigError(f"variant.{name}: devices must be a pattern of device ids, such as 'gateway-*'")
     settings = config.build(parts.Config, {**table, **own}, f"variant.{name}")
+    if algorithm.private_names(settings, run.model.layout) != run.private:
+        raise ConfigError(f"variant.{name}: all devices keep the same tensors private; set it in [algorithm]")
     card = None
     if model is not None:
         if not parts.Client.own_model:

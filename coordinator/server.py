@@ -9,6 +9,7 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class Coordinator:
         self.latest: dict[str, dict[str, float]] = {}
         """Figures that came with the last accepted update of every device."""
         self._parts, self._send = run.parts, send
-        self._layout = run.description.model.layout
+        self._layout, self._private = run.description.model.layout, run.description.private
         self._seed = run.config.seed
         self._setups = [(pattern, setup.encode(seen)) for pattern, seen in (*run.variants, ("*", run.description))]
         self._blobs: OrderedDict[str, bytes] = OrderedDict()
@@ -84,13 +85,13 @@ class Coordinator:
         self.core.refused = self.journal.rejections(progress.round, progress.phase)
         if progress.phase == "train":
             for device, payload in self.journal.payloads(progress.round):
-                self.server.absorb(device, algorithm.decode(payload, self._parts.Up, self._layout))
+                self.server.absorb(device, self._decode_up(payload))
 
     def _recover_versions(self, progress: Progress) -> None:
         plan, payloads = self.core.plan, list(self.journal.payloads_since())
         done = self._kept = progress.applied - len(payloads)
         for device, payload in payloads:
-            self.server.absorb(device, algorithm.decode(payload, self._parts.Up, self._layout))
+            self.server.absorb(device, self._decode_up(payload))
             done += 1
             if done % plan.buffer == 0 and done < plan.updates:  # the last version is made by the core's `Close`
                 self.server.close()
@@ -180,8 +181,11 @@ class Coordinator:
     def _down(self, device: str, first: bool) -> Blob:
         down = algorithm.encode(self.server.down(device, first))
         if self.core.progress.phase == "evaluate":
-            down = algorithm.encode_evaluation(down, self.server.shared())
+            down = algorithm.encode_evaluation(down, None if self._private else self.server.shared())
         return self._remember_blob(down)
+
+    def _decode_up(self, payload: bytes) -> Any:
+        return algorithm.decode_up(payload, self._parts.Up, self._layout, self._private)
 
     def _remember_blob(self, data: bytes) -> Blob:
         """Keep a few blobs at hand; any other can be made again, so that memory does not grow with the fleet."""
@@ -223,7 +227,7 @@ class Coordinator:
         reason, number = "", self.core.progress.round
         try:
             if offer.phase == "train":
-                self.server.absorb(device, algorithm.decode(payload, self._parts.Up, self._layout))
+                self.server.absorb(device, self._decode_up(payload))
                 offer = self._dated(offer)
             elif payload:
                 raise DecodeError("an evaluation has no payload")

@@ -8,8 +8,13 @@ An algorithm is one module in `edge_runtime/algorithms/` (or one of the user's o
     Client    the device's half
     Server    the coordinator's half
 
-`Down` and `Up` hold only int, float, bytes and one-dimensional float32 arrays, so that the codec can carry them
-(`compression/codec.py`). Their types are the contract between the halves.
+`Down` and `Up` hold only int, float, bytes, one-dimensional float32 arrays and `tree.Part`, so that the codec can carry
+them (`compression/codec.py`). Their types are the contract between the halves.
+
+Tensors that a run's Config names in a key `private` never leave their device. That is not left to the algorithm:
+`encode_up` does not write an Up that holds one, and `decode_up` does not read it. An Up of such a run has no field but
+int, float and Part, since nobody could say what lies in any other. (Whether an algorithm puts private values where
+shared ones belong, no wire can see.) Down is free: a server never has private values, but those that all began with.
 """
 
 import dataclasses
@@ -17,7 +22,7 @@ import difflib
 import importlib
 import pkgutil
 import typing
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,9 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.compression import codec
-from edge_runtime.errors import ConfigError, DecodeError
+from edge_runtime.errors import ConfigError, DecodeError, DeviceError
 from edge_runtime.mask import Mask
-from edge_runtime.tree import Flat, Layout, Tree
+from edge_runtime.tree import Flat, Layout, Part, Tree
 
 M = typing.TypeVar("M")
 Value = int | float | bytes | Flat
@@ -258,9 +263,22 @@ def load(name: str) -> Algorithm:
     return Algorithm(name, *parts)
 
 
+def private_names(settings: Any, layout: Layout) -> tuple[str, ...]:
+    """List the tensors of `layout` that a Config keeps on the device (`Layout.matching`); none without a key `private`.
+
+    Raises:
+        ConfigError: a pattern of the key fits no tensor.
+    """
+    return layout.matching(getattr(settings, "private", ""))
+
+
 def encode(message: Any) -> bytes:
-    """Encode a Down or an Up; the inverse of `decode`."""
-    return codec.encode([getattr(message, field.name) for field in dataclasses.fields(message)])
+    """Encode a Down (an Up goes through `encode_up`); the inverse of `decode`."""
+    values: list[Value] = []
+    for field in dataclasses.fields(message):
+        value = getattr(message, field.name)
+        values += [value.tensors, value.values] if isinstance(value, Part) else [value]
+    return codec.encode(values)
 
 
 def decode(data: bytes, kind: type[M], layout: Layout) -> M:
@@ -271,16 +289,64 @@ def decode(data: bytes, kind: type[M], layout: Layout) -> M:
     """
     hints = typing.get_type_hints(kind)
     fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    values = codec.decode(data, max_values=layout.size, max_sections=len(fields))
-    if len(values) != len(fields):
-        raise DecodeError(f"{kind.__name__}: {len(values)} fields where {len(fields)} are expected")
-    for name, value in zip(fields, values, strict=True):
-        wanted = np.ndarray if typing.get_origin(hints[name]) is np.ndarray else hints[name]
-        if type(value) is not wanted:
-            raise DecodeError(f"{kind.__name__}.{name}: got a {type(value).__name__}")
-        if isinstance(value, np.ndarray) and not np.isfinite(value).all():
-            raise DecodeError(f"{kind.__name__}.{name}: holds a value that is not finite")
-    return kind(*values)
+    expected = len(fields) + sum(hints[name] is Part for name in fields)
+    values = codec.decode(data, max_values=layout.size, max_sections=expected)
+    if len(values) != expected:
+        raise DecodeError(f"{kind.__name__}: {len(values)} sections where {expected} are expected")
+    found, rest = [], iter(values)
+    for name in fields:
+        where = f"{kind.__name__}.{name}"
+        if hints[name] is Part:
+            part = Part(_typed(next(rest), bytes, where), _typed(next(rest), np.ndarray, where))
+            layout.names_of(part)
+            found.append(part)
+        else:
+            found.append(_typed(next(rest), typing.get_origin(hints[name]) or hints[name], where))
+    return kind(*found)
+
+
+def _typed(value: Any, wanted: Any, where: str) -> Any:
+    if type(value) is not wanted:
+        raise DecodeError(f"{where}: got a {type(value).__name__}")
+    if isinstance(value, np.ndarray) and not np.isfinite(value).all():
+        raise DecodeError(f"{where}: holds a value that is not finite")
+    return value
+
+
+def encode_up(up: Any, layout: Layout, private: Collection[str]) -> bytes:
+    """Encode an Up in a run that keeps the tensors `private` on the device; the inverse of `decode_up`.
+
+    Raises:
+        DeviceError: it holds one of them, or what could be one.
+    """
+    if fault := _leak(up, layout, private):
+        raise DeviceError(f"{fault}; nothing was sent")
+    return encode(up)
+
+
+def decode_up(data: bytes, kind: type[M], layout: Layout, private: Collection[str]) -> M:
+    """Decode hostile bytes into an Up of a run that keeps the tensors `private` on the device.
+
+    Raises:
+        DecodeError: as `decode`; or it holds one of them, or what could be one.
+    """
+    up = decode(data, kind, layout)
+    if fault := _leak(up, layout, private):
+        raise DecodeError(fault)
+    return up
+
+
+def _leak(up: Any, layout: Layout, private: Collection[str]) -> str:
+    """Say what of an Up may be a private tensor; empty: nothing."""
+    for field in dataclasses.fields(up) if private else ():
+        value = getattr(up, field.name)
+        if isinstance(value, Part):
+            held = [name for name in layout.names_of(value) if name in private]
+            if held:
+                return f"Up.{field.name} holds {', '.join(held)}, which this run keeps private"
+        elif not isinstance(value, int | float):
+            return f"Up.{field.name} does not name its tensors, and this run keeps {', '.join(private)} private"
+    return ""
 
 
 def encode_evaluation(down: bytes, shared: Flat | None) -> bytes:

@@ -37,6 +37,8 @@ class Setup:
     model: ModelCard
     """The model that all share."""
     seed: int
+    private: tuple[str, ...] = ()
+    """Tensors of that model that never leave a device (`algorithm.encode_up`)."""
     own: ModelCard | None = None
     """The device's own model, where it is another one."""
 
@@ -72,7 +74,10 @@ def decode(data: bytes) -> Setup:
     if type(record["seed"]) is not int or not 0 <= record["seed"] < 2**63:
         raise DecodeError("setup: seed must be a whole number from 0 to 2^63")
     own = None if record["own"] is None else _card(record["own"])
-    return Setup(record["algorithm"], config, _card(record["model"]), record["seed"], own)
+    model, private = _card(record["model"]), record["private"]
+    if not isinstance(private, list) or not all(name in model.layout.names for name in private):
+        raise DecodeError("setup: private must be a list of the model's names")
+    return Setup(record["algorithm"], config, model, record["seed"], tuple(private), own)
 
 
 def _card(record: Any) -> ModelCard:

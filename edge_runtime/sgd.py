@@ -105,13 +105,32 @@ def curvature(model: Model, x: Flat, batch: Batch, direction: Flat) -> Flat:
     return model.layout.join(product)
 
 
+def full_gradient(model: Model, x: Flat, batches: Batches, sgd: Sgd) -> Flat:
+    """Compute the gradient [size] of the loss of all samples at `x` [size], as a step of `descend` would take it.
+
+    That is the mean over the samples, batch by batch, clipped and with weight decay.
+
+    Raises:
+        DeviceError: it is not finite.
+    """
+    total = np.zeros_like(x)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for batch in batches.epoch(sgd.batch_size):
+            _add_scaled(total, np.float32(len(batch.y) / len(batches)), gradient(model, x, batch))
+        _clip(total, sgd.clip_norm)
+        _add_scaled(total, np.float32(sgd.weight_decay), x)
+    if not np.isfinite(total).all():
+        raise DeviceError(f"the gradient is not finite: lower lr ({sgd.lr:g}), or set clip-norm")
+    return total
+
+
 def steepest(model: PackedModel, x: Flat, batch: Batch, barred: Mask, numbers: Sequence[int]) -> list[Places]:
     """Find the `numbers[l]` places of each tensor, none barred, where a batch's dense gradient is largest at `x`."""
     views = model.layout.views(x)
     return model.oracle.largest(views, batch.x, lambda y: losses.cross_entropy(y, batch.y)[1], barred, numbers)
 
 
-def descend(
+def descend(  # noqa: PLR0913  # each is a way in which some algorithm's steps differ
     model: Model,
     start: Flat,
     batches: Batches,
@@ -120,6 +139,7 @@ def descend(
     *,
     slope: Callable[[Flat, Batch], Flat] | None = None,
     pull: Callable[[Flat], Flat] | None = None,
+    tolerance: float = 0.0,
 ) -> Flat:
     """Train for one round from `start` [size], which is left as it is.
 
@@ -133,6 +153,7 @@ def descend(
         round_: which round it is.
         slope: the gradient at x on a batch, the function's to lose, of what is descended; None: of the loss.
         pull: a further gradient at x, of a penalty say; it is not clipped.
+        tolerance: stop early where the norm of a batch's gradient is at most this.
 
     Returns:
         The trained parameters [size].
@@ -146,6 +167,8 @@ def descend(
     with np.errstate(over="ignore", invalid="ignore"):  # what diverges is told below, in one line
         for batch in _batches(batches, sgd):
             step = gradient(model, x, batch) if slope is None else slope(x, batch)
+            if tolerance and np.linalg.norm(step) <= tolerance:
+                break
             _clip(step, sgd.clip_norm)
             _add_scaled(step, np.float32(sgd.weight_decay), x)
             if pull is not None:

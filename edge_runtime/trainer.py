@@ -71,6 +71,7 @@ def _work(job: Job, task: Task, store: Store, workshop: Workshop) -> Outcome:
     parts = algorithm.load(run.algorithm)
     settings = config.build(parts.Config, run.config, "algorithm")
     shared_model, name = _load(job, run.model, workshop), (run.own or run.model).name
+    _check_private(run, algorithm.private_names(settings, shared_model.layout))
     model = _own(job, run, shared_model, workshop) if parts.Client.own_model else shared_model
     kept = store.state(task.base)
     state = None if kept is None else codec.decode_state(kept, 4 * (model.layout.size + shared_model.layout.size))
@@ -90,7 +91,15 @@ def _work(job: Job, task: Task, store: Store, workshop: Workshop) -> Outcome:
     metrics["accuracy-personal"] = _accuracy(client.personal(None), split)
     if task.phase == "evaluate":
         return Outcome(metrics=metrics)
-    return Outcome(algorithm.encode(up), codec.encode_state(client.state()), metrics)
+    sent = algorithm.encode_up(up, shared_model.layout, run.private)
+    return Outcome(sent, codec.encode_state(client.state()), metrics)
+
+
+def _check_private(run: setup.Setup, found: tuple[str, ...]) -> None:
+    """Refuse a run that would keep other tensors private than its settings say."""
+    if differing := set(run.private) ^ set(found):
+        names = ", ".join(sorted(differing))
+        raise DeviceError(f"the run's settings and its set-up differ in whether {names} is private")
 
 
 def _load(job: Job, card: setup.ModelCard, workshop: Workshop) -> Model:

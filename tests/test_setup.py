@@ -8,7 +8,7 @@ from edge_runtime.errors import DecodeError
 from edge_runtime.tree import Layout
 
 CARD = setup.ModelCard("watch-cnn", Layout(("w", "b"), ((3, 4), (4,))), b"graphs")
-SETUP = setup.Setup("fedspa", {"density": 0.5, "mode": "dst"}, CARD, 7)
+SETUP = setup.Setup("fedspa", {"density": 0.5, "mode": "dst"}, CARD, 7, ("b",))
 OWN = dataclasses.replace(SETUP, own=setup.ModelCard("mlp", Layout(("w",), ((2,),))))
 
 
@@ -50,6 +50,9 @@ def test_a_model_with_a_wrong_field_is_refused_before_anything_is_allocated(
 @pytest.mark.parametrize(
     "change",
     [
+        {"private": ["c"]},
+        {"private": "b"},
+        {"private": [["b"]]},
         {"config": {"density": [1]}},
         {"config": None},
         {"seed": -1},

@@ -45,6 +45,18 @@ class Gradient:
         return outputs, lambda slope: {"w": self.function(w.ravel(), x).reshape(w.shape).astype(np.float32)}
 
 
+class Gradients:
+    """An oracle of several tensors whose gradients are given: function(params, x of the batch) -> {name: gradient}."""
+
+    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
+        self.function = function
+
+    def vjp(self, params: Any, x: Any) -> Any:
+        found = self.function({name: value.astype(np.float64) for name, value in params.items()}, x)
+        outputs = np.zeros((len(x), 2), np.float32)
+        return outputs, lambda slope: {name: value.astype(np.float32) for name, value in found.items()}
+
+
 class Cloud:
     """A device's samples x [samples, ...] and labels; implements `algorithm.Batches`."""
 
@@ -83,6 +95,7 @@ class Fleet:
     def __post_init__(self) -> None:
         if self.initial is None:
             self.initial = np.random.default_rng(3).normal(0, 0.5, self.model.layout.size).astype(np.float32)
+        self.private = algorithm.private_names(self.config, self.model.layout)
         self.server = self.new_server()
 
     def new_server(self) -> Any:
@@ -105,13 +118,13 @@ class Fleet:
         client = self.client(device)
         up = client.round(self.decoded(self.down(device), self.parts.Down), self.batches(device))
         self.personal[device] = client.personal(None).dense()
-        return algorithm.encode(up), codec.encode_state(client.state())
+        return algorithm.encode_up(up, self.model.layout, self.private), codec.encode_state(client.state())
 
     def decoded(self, data: bytes, kind: Any) -> Any:
         return algorithm.decode(data, kind, self.model.layout)
 
     def absorb(self, device: str, up: bytes) -> None:
-        self.server.absorb(device, self.decoded(up, self.parts.Up))
+        self.server.absorb(device, algorithm.decode_up(up, self.parts.Up, self.model.layout, self.private))
 
     def round(self, devices: Iterable[str] | None = None) -> dict[str, bytes]:
         """Play a whole round; the updates arrive in the order of `devices`."""
@@ -197,5 +210,15 @@ def flat_model() -> Callable[..., Model]:
 
     def make(function: Callable[[Any, Any], Any], shape: tuple[int, ...] = (4, 2)) -> Model:
         return Model(Layout(("w",), (shape,)), Gradient(function))
+
+    return make
+
+
+@pytest.fixture
+def split_model() -> Callable[..., Model]:
+    """Make a model of several vectors whose gradients are given: split_model(function, theta=3, w=2)."""
+
+    def make(function: Callable[[Any, Any], Any], **sizes: int) -> Model:
+        return Model(Layout(tuple(sizes), tuple((size,) for size in sizes.values())), Gradients(function))
 
     return make

@@ -10,6 +10,7 @@ import pytest
 from edge_runtime import algorithm
 from edge_runtime.algorithms import ditto, fedavg
 from edge_runtime.errors import ConfigError, DecodeError
+from edge_runtime.tree import Part
 
 Make = Callable[..., Any]
 GOALS = {"device-0": 4.0, "device-1": -2.0}
@@ -120,4 +121,4 @@ def test_an_update_says_how_many_samples_are_behind_it(fleet: Make) -> None:
 def test_every_message_holds_only_what_the_codec_carries(name: str) -> None:
     parts = algorithm.load(name)
     kinds = {entry.type for kind in (parts.Down, parts.Up) for entry in dataclasses.fields(kind)}
-    assert kinds <= {int, float, bytes, fedavg.Flat}
+    assert kinds <= {int, float, bytes, fedavg.Flat, Part}

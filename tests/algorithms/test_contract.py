@@ -11,6 +11,7 @@ import pytest
 from edge_runtime import algorithm, config
 from edge_runtime.compression import codec
 from edge_runtime.errors import ConfigError, DecodeError
+from edge_runtime.tree import Part
 
 pytestmark = pytest.mark.parametrize("name", algorithm.names())
 Make = Callable[..., Any]
@@ -18,7 +19,7 @@ Make = Callable[..., Any]
 
 def same(one: Any, other: Any) -> bool:
     pairs = [(getattr(one, entry.name), getattr(other, entry.name)) for entry in dataclasses.fields(one)]
-    return all(type(a) is type(b) and np.array_equal(a, b) for a, b in pairs)
+    return all(type(a) is type(b) and (same(a, b) if isinstance(a, Part) else np.array_equal(a, b)) for a, b in pairs)
 
 
 def bits(fleet: Any) -> tuple[bytes, bytes, dict[str, bytes]]:
@@ -59,8 +60,9 @@ def test_a_down_that_is_changed_by_its_reader_does_not_change_the_model(name: st
     down = fleet.server.down("device-0", True)
     fleet.client("device-0").round(down, fleet.batches("device-0"))
     for value in vars(down).values():
-        if isinstance(value, np.ndarray):
-            value[:] = 99
+        for array in (value, getattr(value, "values", None)):
+            if isinstance(array, np.ndarray):
+                array[:] = 99
     fleet.server.shared()[:] = 99
     assert bits(fleet) == before
 
@@ -153,6 +155,8 @@ def spoiled(up: Any) -> list[Any]:
             wrong += [dataclasses.replace(up, **{entry.name: array.astype(np.float32)}) for array in arrays]
         elif isinstance(value, bytes):
             wrong.append(dataclasses.replace(up, **{entry.name: b"\x07nonsense"}))
+        elif isinstance(value, Part):
+            wrong += [dataclasses.replace(up, **{entry.name: part}) for part in spoiled(value)]
     return wrong
 
 
@@ -183,6 +187,9 @@ def test_an_unfit_down_is_refused(name: str, new_fleet: Make) -> None:
             wrong += [dataclasses.replace(down, **{entry.name: part}) for part in (value[:-1], np.append(value, value))]
         elif isinstance(value, bytes):
             wrong.append(dataclasses.replace(down, **{entry.name: b"\x07nonsense"}))
+        elif isinstance(value, Part):
+            parts = [Part(value.tensors, np.append(value.values, np.float32(1))), Part(b"\x07nonsense", value.values)]
+            wrong += [dataclasses.replace(down, **{entry.name: part}) for part in parts]
     for bad in wrong:
         with pytest.raises(DecodeError):
             fleet.client("device-0").round(bad, fleet.batches("device-0"))
