@@ -412,6 +412,39 @@ def test_trap_9_once_frozen_codes_and_centres_stay_whatever_momentum_and_decay_w
         assert (again[1] == first[1]).all()
 
 
+class Watched:
+    """An oracle that writes down what a tensor is whenever it is asked."""
+
+    def __init__(self, oracle: Any, name: str) -> None:
+        self.oracle, self.name, self.seen = oracle, name, list[Any]()
+
+    def vjp(self, params: Any, x: Any) -> Any:
+        self.seen.append(params[self.name].copy())
+        return self.oracle.vjp(params, x)
+
+
+FROZEN = PLAIN | {"bits": 1, "full_precision": "b*,w2", "freeze_at": 0.0, "lambda_p": 0.0}
+
+
+def test_trap_9_frozen_weights_are_their_codebooks_at_every_step_of_training(mlp: Model, mlp_data: Any) -> None:
+    watched = Watched(mlp.oracle, "w1")
+    wanted = FROZEN | {"local_steps": 4, "momentum": 0.9, "weight_decay": 0.1, "lr": 0.3}
+    client = Client(Config(**wanted), own(Model(LAYOUT, watched), np.linspace(-1, 1, 51), mlp), None)
+    client.round(Down(0, np.zeros(51, np.float32)), OneBatch(Batch(*mlp_data["device-0"])))
+    assert len(watched.seen) == 4
+    assert all((seen == watched.seen[0]).all() for seen in watched.seen)
+    assert len(np.unique(watched.seen[0])) == 2
+
+
+def test_the_gradient_of_frozen_weights_does_not_shorten_the_step_of_the_others(mlp: Model, mlp_data: Any) -> None:
+    wanted = FROZEN | {"clip_norm": 1e-3, "lr": 0.5, "weight_decay": 0.0}
+    client = Client(Config(**wanted), own(mlp, np.linspace(-1, 1, 51)), None)
+    before = client.personal(None).values
+    client.round(Down(0, np.zeros(51, np.float32)), OneBatch(Batch(*mlp_data["device-0"])))
+    moved = client.personal(None).values - before
+    assert np.linalg.norm(moved) == pytest.approx(0.5 * 1e-3, rel=1e-3)  # of weights near 1, in float32
+
+
 def test_freezing_waits_for_the_rounds_part_and_a_model_of_full_precision_never_freezes() -> None:
     settings = Config(rounds=10, freeze_at=0.8)
     assert [settings.frozen(t) for t in (0, 7, 8, 10)] == [False, False, True, True]
