@@ -117,7 +117,7 @@ def full_gradient(model: Model, x: Flat, batches: Batches, sgd: Sgd) -> Flat:
     with np.errstate(over="ignore", invalid="ignore"):
         for batch in batches.epoch(sgd.batch_size):
             _add_scaled(total, np.float32(len(batch.y) / len(batches)), gradient(model, x, batch))
-        _clip(total, sgd.clip_norm)
+        clip(total, sgd.clip_norm)
         _add_scaled(total, np.float32(sgd.weight_decay), x)
     if not np.isfinite(total).all():
         raise DeviceError(f"the gradient is not finite: lower lr ({sgd.lr:g}), or set clip-norm")
@@ -163,28 +163,41 @@ def descend(  # noqa: PLR0913  # each is a way in which some algorithm's steps d
     """
     x = start.copy()
     velocity = np.zeros_like(x) if sgd.momentum else None
-    rate = np.float32(sgd.rate(round_))
+    rate = sgd.rate(round_)
     with np.errstate(over="ignore", invalid="ignore"):  # what diverges is told below, in one line
-        for batch in _batches(batches, sgd):
+        for batch in deal(batches, sgd):
             step = gradient(model, x, batch) if slope is None else slope(x, batch)
             if tolerance and np.linalg.norm(step) <= tolerance:
                 break
-            _clip(step, sgd.clip_norm)
-            _add_scaled(step, np.float32(sgd.weight_decay), x)
-            if pull is not None:
-                step += pull(x)
-            if velocity is not None:
-                velocity *= np.float32(sgd.momentum)
-                velocity += step
-                step[:] = velocity
-            step *= rate
-            x -= step
-    if not np.isfinite(x).all():
-        raise DeviceError(f"training diverged in round {round_}: lower lr ({sgd.lr:g}), or set clip-norm")
+            move(x, step, velocity, sgd, rate, pull)
+    check(x, sgd, round_)
     return x
 
 
-def _batches(batches: Batches, sgd: Sgd) -> Iterator[Batch]:
+def move(
+    x: Flat, step: Flat, velocity: Flat | None, sgd: Sgd, rate: float, pull: Callable[[Flat], Flat] | None = None
+) -> None:
+    """Take one step: changes `x` and `velocity` (None: no momentum) in place, and spends `step`, the gradient."""
+    clip(step, sgd.clip_norm)
+    _add_scaled(step, np.float32(sgd.weight_decay), x)
+    if pull is not None:
+        step += pull(x)
+    if velocity is not None:
+        velocity *= np.float32(sgd.momentum)
+        velocity += step
+        step[:] = velocity
+    step *= np.float32(rate)
+    x -= step
+
+
+def check(x: Flat, sgd: Sgd, round_: int) -> None:
+    """Raise DeviceError unless trained values are finite."""
+    if not np.isfinite(x).all():
+        raise DeviceError(f"training diverged in round {round_}: lower lr ({sgd.lr:g}), or set clip-norm")
+
+
+def deal(batches: Batches, sgd: Sgd) -> Iterator[Batch]:
+    """Deal out the batches of one round."""
     if sgd.local_steps:
         for _ in range(sgd.local_steps):
             yield batches.sample(sgd.batch_size)
@@ -200,7 +213,7 @@ def _add_scaled(total: Flat, factor: np.float32, values: Flat) -> None:
         total[part] += factor * values[part]
 
 
-def _clip(step: Flat, norm: float) -> None:
+def clip(step: Flat, norm: float) -> None:
     """Scale `step` down to at most `norm`, in place; 0: no limit."""
     length = math.sqrt(float(np.dot(step, step))) if norm else 0.0
     if length > norm:

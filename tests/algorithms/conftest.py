@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edge_runtime import algorithm
-from edge_runtime.algorithm import Algorithm, Batch, Model
+from edge_runtime.algorithm import Algorithm, Batch, Model, OwnModel
 from edge_runtime.compression import codec
 from edge_runtime.tree import Layout
 
@@ -107,7 +107,13 @@ class Fleet:
     def client(self, device: str) -> Any:
         held = self.states.get(device)
         size = 4 * self.model.layout.size
-        return self.parts.Client(self.config, self.model, None if held is None else codec.decode_state(held, size))
+        model = self.own(device) if self.parts.Client.own_model else self.model
+        return self.parts.Client(self.config, model, None if held is None else codec.decode_state(held, size))
+
+    def own(self, device: str) -> OwnModel:
+        """Make a device's own model: of the run's architecture, with initial values of its own."""
+        drawn = np.random.default_rng([3, *device.encode()]).normal(0, 0.5, self.model.layout.size).astype(np.float32)
+        return OwnModel(self.model.layout, self.model.oracle, shared=self.model, initial=drawn)
 
     def batches(self, device: str) -> Cloud:
         x, y = self.data[device]
