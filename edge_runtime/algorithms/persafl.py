@@ -71,7 +71,11 @@ class Config(aggregate.Averaging):
     tolerance: float = 0.0
     """C: ν, stop where the gradient of what θ minimises has at most this norm; 0: take all K steps."""
     server_lr: float = 1.0
-    """β. [recalled]"""
+    """β. [recalled]
+
+    In an asynchronous run every update moves w by all of β D, and of n equally fast devices each is n - 1 versions
+    late. So w swings further and further if β · lr · Q · L exceeds about π / (2n - 1): lower β where devices are many.
+    """
     staleness: str = "apply"
     """What becomes of an update made s versions ago. [recalled: apply]
 

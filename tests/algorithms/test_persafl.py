@@ -355,6 +355,9 @@ def test_dropping_what_is_stale_does_not_make_everyone_stale(quadratic: Model, a
     assert 80 <= run.server.state()["dropped"] <= 120
     assert sum(ages(run.server).values()) == 200
     assert run.server.round == 200
+    resumed = Server(config, quadratic.layout, np.zeros(1, np.float32), {}, 0)
+    resumed.restore(run.server.state())
+    assert codec.encode_state(resumed.state()) == codec.encode_state(run.server.state())
 
 
 def test_a_stale_update_is_checked_before_it_is_made_smaller_or_dropped(quadratic: Model) -> None:
