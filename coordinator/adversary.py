@@ -17,7 +17,7 @@ from edge_runtime.coordinator import attacks
 from edge_runtime.coordinator.pace import chosen
 from edge_runtime.data import Split
 from edge_runtime.errors import ConfigError
-from edge_runtime.tree import Flat
+from edge_runtime.tree import Flat, Part
 
 LABEL_FLIP = "label-flip"
 _SEED = 0x6C696172
@@ -112,14 +112,23 @@ class Adversary:
         ]
         lies = {}
         for name, value in vars(mine).items():
-            if isinstance(value, np.ndarray) and len(value):
+            vector = _vector(value)
+            if vector is not None and len(vector):
                 rng = np.random.default_rng([_SEED, self._seed, round_])
-                good = _stack(honest, name, value)
-                lies[name] = self._craft(good, len(liars), rng)[liars.index(device)].astype(np.float32)
+                good = _stack([_vector(getattr(up, name)) for up in honest], vector)
+                lie = self._craft(good, len(liars), rng)[liars.index(device)].astype(np.float32)
+                lies[name] = dataclasses.replace(value, values=lie) if isinstance(value, Part) else lie
         return algorithm.encode(dataclasses.replace(mine, **lies))
 
 
-def _stack(ups: Sequence[Any], name: str, mine: Flat) -> NDArray[np.float32]:
-    """Stack one field of the Ups in which it is as long as `mine` [ups, size]; without any, `mine` alone."""
-    alike = [getattr(up, name) for up in ups if len(getattr(up, name)) == len(mine)]
+def _vector(value: Any) -> Flat | None:
+    """Give the vector of an Up's field; None: it has none."""
+    if isinstance(value, Part):
+        return value.values
+    return value if isinstance(value, np.ndarray) else None
+
+
+def _stack(vectors: Sequence[Flat | None], mine: Flat) -> NDArray[np.float32]:
+    """Stack those that are as long as `mine` [vectors, size]; without any, `mine` alone."""
+    alike = [vector for vector in vectors if vector is not None and len(vector) == len(mine)]
     return np.array(alike or [mine], np.float32)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from edge_runtime import algorithm
+from edge_runtime.algorithms import ffgg
 from edge_runtime.algorithms.fedavg import Up
 from edge_runtime.coordinator import attacks
 from edge_runtime.coordinator.adversary import Adversary, Attack, flip_labels
 from edge_runtime.data import Split
 from edge_runtime.errors import ConfigError
-from edge_runtime.tree import Layout
+from edge_runtime.tree import Layout, Part
 
 LAYOUT = Layout(("w",), ((3,),))
 LIARS = frozenset({"x", "y"})
@@ -55,6 +56,19 @@ def test_all_liars_of_a_round_lie_together() -> None:
     lies = [decode(one.forge(liar, 0, up(0, 1, 0, 0, 0), COHORT)).values for liar in ("x", "y")]
     # Two honest devices, two liars: -2 (2 / 2) times the honest mean, so that the mean of all four is minus half of it.
     assert lies[0].tolist() == lies[1].tolist() == [-4, -4, -4]
+
+
+def test_a_lie_is_told_about_named_tensors_as_well() -> None:
+    layout = Layout(("theta", "w"), ((3,), (1,)))
+
+    def sent(*values: float) -> bytes:
+        return algorithm.encode(ffgg.Up(0, 1, Part(layout.bits(["theta"]), np.array(values, np.float32))))
+
+    one = Adversary(attacks.ATTACKS["mimic"], LIARS, lambda data: algorithm.decode(data, ffgg.Up, layout), seed=0)
+    one.see("a", 0, sent(1, 2, 3))
+    one.see("b", 0, sent(4, 5, 6))
+    lie = algorithm.decode(one.forge("x", 0, sent(0, 0, 0), COHORT), ffgg.Up, layout)
+    assert (layout.names_of(lie.values), lie.values.values.tolist()) == (("theta",), [1, 2, 3])
 
 
 def test_a_liar_alone_turns_what_it_would_have_sent_itself() -> None:
