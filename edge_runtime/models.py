@@ -160,6 +160,25 @@ def _watch_cnn() -> ModelSpec:
     return ModelSpec("watch-cnn", layers, (6, 100), 7)
 
 
+def _watch_cnn_small() -> ModelSpec:
+    layers = (
+        Conv(6, 16, (7,), stride=2, padding=3),
+        GroupNorm(4, 16),
+        Relu(),
+        MaxPool(2),
+        Conv(16, 32, (5,), padding=2),
+        GroupNorm(4, 32),
+        Relu(),
+        GlobalAveragePool(),
+        Linear(32, 7),
+    )
+    return ModelSpec("watch-cnn-small", layers, (6, 100), 7)
+
+
+def _watch_mlp() -> ModelSpec:
+    return ModelSpec("watch-mlp", (Flatten(), Linear(600, 64), Relu(), Linear(64, 7)), (6, 100), 7)
+
+
 _CNN_FEATURES = (
     *(Conv(1, 32, (5, 5), padding=2), Relu(), MaxPool(2)),
     *(Conv(32, 64, (5, 5), padding=2), Relu(), MaxPool(2), Flatten()),
@@ -199,6 +218,8 @@ _MODELS = {
     "linear": _linear,
     "mlp": _mlp,
     "watch-cnn": _watch_cnn,
+    "watch-cnn-small": _watch_cnn_small,
+    "watch-mlp": _watch_mlp,
 }
 
 
