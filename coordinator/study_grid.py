@@ -17,11 +17,22 @@ _PERSONAL = (
 )
 """Every algorithm, as it is meant to be used."""
 
-_ATTACKS = ("", "sign-flip", "label-flip")
-_AGGREGATORS: dict[str, dict[str, object]] = {"mean": {}}
+_ATTACKS = ("", "sign-flip", "inner-product", "a-little-is-enough", "label-flip", "gaussian", "mimic")
+_LIARS, _MOST_LIARS = 0.2, 7
+"""Part of the 100 devices that lie, and how many of 20 drawn at random the aggregators expect at most.
+
+There are more of them in one of fifty rounds (hypergeometric: P(X > 7) = 0.02).
+"""
+_AGGREGATORS = ("mean", "median", "trimmed-mean", "multi-krum", "centred-clipping")
 _ATTACKED = tuple(
-    Case(f"{name}, {kind or 'no attack'}", "fedavg", settings, attack=Attack(kind, part=0.2), shows=_SHARED)
-    for name, settings in _AGGREGATORS.items()
+    Case(
+        f"{name}, {kind or 'no attack'}",
+        "fedavg",
+        {"aggregator": name, "byzantine": 0 if name == "mean" else _MOST_LIARS},
+        attack=Attack(kind, _LIARS),
+        shows=_SHARED,
+    )
+    for name in _AGGREGATORS
     for kind in _ATTACKS
 )
 
