@@ -24,6 +24,8 @@ _PERSONAL = (
     Case("persafl-b", "persafl", {**_PERSAFL, "option": "B"}, _BUFFERED),
     Case("persafl-c", "persafl", {**_PERSAFL, "option": "C"}, _BUFFERED),
     Case("fedspa", "fedspa", {"density": 0.5}),
+    Case("quped", "quped"),
+    Case("ffgg", "ffgg"),
 )
 """Every algorithm, as it is meant to be used."""
 
