@@ -4,6 +4,7 @@ That is more than a real attacker knows; what withstands it withstands those who
 make of it. Attackers take part in everything else like any device: only the vectors of their Up are others.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -101,7 +102,8 @@ class Adversary:
 
         Returns:
             An encoded Up whose vectors are the attack's. Where no honest one is known, what `payload` says stands for
-            what honest devices would have sent.
+            what honest devices would have sent. Where the attack is not defined (for as many liars as that), the liar
+            does as if it were honest.
         """
         mine = self._decode(payload)
         liars = sorted({device, *(self._members & set(cohort))})
@@ -116,8 +118,9 @@ class Adversary:
             if vector is not None and len(vector):
                 rng = np.random.default_rng([_SEED, self._seed, round_])
                 good = _stack([_vector(getattr(up, name)) for up in honest], vector)
-                lie = self._craft(good, len(liars), rng)[liars.index(device)].astype(np.float32)
-                lies[name] = dataclasses.replace(value, values=lie) if isinstance(value, Part) else lie
+                with contextlib.suppress(ValueError):
+                    lie = self._craft(good, len(liars), rng)[liars.index(device)].astype(np.float32)
+                    lies[name] = dataclasses.replace(value, values=lie) if isinstance(value, Part) else lie
         return algorithm.encode(dataclasses.replace(mine, **lies))
 
 

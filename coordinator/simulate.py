@@ -133,7 +133,9 @@ def _devices(bus: Loopback, run: Run, scene: Scene, coordinator: Coordinator) ->
     adversary = None
     if liars and not flipping:
         decode = functools.partial(algorithm.decode, kind=run.parts.Up, layout=layout)
-        adversary = Adversary(attacks.ATTACKS[scene.attack.kind], liars, decode, seed)
+        adversary = Adversary(
+            attacks.ATTACKS[scene.attack.kind], liars, decode, seed, run.config.habit != "asynchronous"
+        )
     for part, name in enumerate(scene.devices):
         job = trainer.Job(name, replace(scene.data, part=part), str(scene.cache), scene.compute, scene.factories)
         store = MemoryStore()

@@ -89,7 +89,9 @@ class Cell:
         known = {one.name.replace("_", "-") for one in dataclasses.fields(algorithm.load(case.algorithm).Config)}
         shared = {key: value for key, value in scenario.settings.items() if key in known}
         table = {"algorithm": case.algorithm, "model": scenario.model, "seed": self.seed, **scenario.run, **case.run}
-        table["devices"] = len(device_names(scenario.data))
+        table["devices"] = devices = len(device_names(scenario.data))
+        if table.get("habit") == "asynchronous" and table.get("cohort"):  # as many updates as the other cases have
+            table["rounds"] = max(1, table["rounds"] * table["cohort"] // devices)
         return prepare(config.build(RunConfig, table, "run"), {**shared, **case.settings})
 
 
@@ -132,7 +134,7 @@ def quick(scenarios: Sequence[Scenario]) -> list[Scenario]:
         dataclasses.replace(
             scenario,
             data=dataclasses.replace(scenario.data, parts=20, labels_per_class=5),
-            run={**scenario.run, "rounds": 2, "cohort": min(scenario.run.get("cohort", 0), 5)},
+            run={**scenario.run, "rounds": 2},
             settings={**scenario.settings, "local-epochs": 1, "local-steps": 0},
         )
         for scenario in scenarios

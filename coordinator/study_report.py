@@ -129,7 +129,7 @@ def tables(study: Record) -> list[Table]:
     made = []
     for scenario in study["scenarios"]:
         laid = Table(
-            title=f"{scenario['name']}: {scenario['about']}", caption=_CAPTION, box=SIMPLE_HEAD, pad_edge=False
+            title=f"{scenario['name']}: {scenario['about']}", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
         )
         laid.add_column("")
         for title, _ in _COLUMNS:
@@ -137,6 +137,7 @@ def tables(study: Record) -> list[Table]:
         for row in scenario["rows"]:
             laid.add_row(row["name"], *(say(row) for _, say in _COLUMNS))
         made.append(laid)
+    made[-1].caption = _CAPTION
     return made
 
 

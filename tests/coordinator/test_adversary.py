@@ -76,6 +76,11 @@ def test_a_liar_alone_turns_what_it_would_have_sent_itself() -> None:
     assert lie.values.tolist() == [-1, 2, -3]
 
 
+def test_liars_that_are_no_minority_do_as_if_they_were_honest_where_the_attack_needs_one() -> None:
+    lie = decode(adversary("a-little-is-enough").forge("x", 0, up(0, 1, 1, 2, 3), ("x", "y")))
+    assert lie.values.tolist() == [1, 2, 3]
+
+
 def test_without_rounds_liars_wait_for_nobody_and_look_at_the_latest_updates() -> None:
     one = adversary("inner-product", lockstep=False)
     assert one.ready(9, COHORT)
