@@ -26,14 +26,12 @@ _TOLERANCE = 1e-12
 def coordinates(tiles: Iterable[Rows]) -> Rows:
     """Give points [n, k <= n] that lie to each other as the rows do whose tiles [n, tile] these are.
 
-    The triangular factor of the rows, taken as columns: distances come out to float64's precision of the distance from
-    the coordinate-wise median, where a Gram matrix would give half the digits. So devices that agree stay close however
-    far away the others are.
+    The triangular factor of the rows, taken as columns. Each is right to float64's precision of its own norm, where a
+    Gram matrix would give half the digits: devices that agree stay as close as they are, however far away others are.
     """
     held: Rows | None = None
     for tile in tiles:
-        columns: Rows = (tile - np.median(tile, axis=0)).T
-        below: Rows = columns if held is None else np.vstack([held, columns])
+        below: Rows = tile.T if held is None else np.vstack([held, tile.T])
         held = np.asarray(np.linalg.qr(below, mode="r"))  # numpy's stubs take it for the pair of the other modes
     if held is None:
         raise ValueError("no tiles")
