@@ -1,6 +1,7 @@
 """`edge-coordinator`: what a person types on a server."""
 
 import argparse
+import copy
 import importlib.util
 import json
 import shlex
@@ -36,10 +37,28 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "algorithm": {"lr": 0.05, "local-steps": 20, "batch-size": 16},
     "data": {},
 }
+# What each algorithm is meant for, on those data: devices of several bits, delays, architectures that differ.
+_USUAL: dict[str, dict[str, dict[str, Any]]] = {
+    "quped": {
+        "variant": {
+            "one-bit": {"devices": "person-0[1-3]-*", "bits": 1},
+            "four-bit": {"devices": "person-*-right", "bits": 4, "model": "watch-cnn-small"},
+        },
+    },
+    "persafl": {"algorithm": {"option": "C", "inner-lr": 0.05, "server-lr": 0.2}},
+    "ffgg": {"algorithm": {"variant": "local", "private-lr": 0.05}},
+    "fedh2l": {
+        "variant": {
+            "small": {"devices": "person-*[147]-*", "model": "watch-cnn-small"},
+            "mlp": {"devices": "person-*[258]-*", "model": "watch-mlp"},
+        },
+    },
+}
 _DEMO_EXAMPLES = """examples:
   edge-coordinator demo
   edge-coordinator demo --rounds 20 --labels-per-class 5
-  edge-coordinator demo --algorithm ditto --set algorithm.lr=0.05
+  edge-coordinator demo --algorithm quped --set variant.one-bit.bits=2
+  edge-coordinator demo --algorithm persafl --set run.buffer=5
 
 """
 _SIMULATE_EXAMPLES = """examples:
@@ -140,10 +159,12 @@ def _tables(
 ) -> dict[str, dict[str, Any]]:
     """Collect the settings: defaults, then the file, then flags, then --set."""
     tables = config.read(options.config, _TABLES) if options.config else {name: {} for name in _TABLES}
-    tables = {name: {**(defaults or {}).get(name, {}), **tables[name]} for name in _TABLES}
     for name in ("algorithm", "model", "rounds", "seed"):
         if getattr(options, name) is not None:
             tables["run"][name] = getattr(options, name)
+    usual = _USUAL.get(tables["run"].get("algorithm", ""), {}) if defaults is _DEFAULTS else {}
+    tables = {name: {**(defaults or {}).get(name, {}), **usual.get(name, {}), **tables[name]} for name in _TABLES}
+    tables = copy.deepcopy(tables)
     config.override(tables, options.set)
     return tables
 

@@ -15,6 +15,8 @@ from edge_runtime.tree import Layout
         ("linear", 7_850),
         ("mlp", 25_450),
         ("watch-cnn", 33_767),
+        ("watch-cnn-small", 3_607),
+        ("watch-mlp", 38_919),
     ],
 )
 def test_built_in_models_have_exactly_so_many_parameters(name: str, size: int) -> None:
