@@ -1,0 +1,62 @@
+"""What a person may ask of a run, and what is refused before its first message."""
+
+import re
+from typing import Any
+
+import pytest
+
+from edge_runtime.coordinator.run import RunConfig, prepare
+from edge_runtime.errors import ConfigError
+
+
+def test_an_algorithm_runs_in_its_usual_way_unless_it_is_told() -> None:
+    assert not prepare(RunConfig("fedavg"), {}).plan("run", 1).asynchronous
+    assert prepare(RunConfig("persafl"), {}).plan("run", 1).asynchronous
+    assert not prepare(RunConfig("persafl", habit="synchronous"), {}).plan("run", 1).asynchronous
+
+
+def test_a_habit_that_an_algorithm_does_not_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match="fedavg runs synchronous, not 'asynchronous'"):
+        prepare(RunConfig("fedavg", habit="asynchronous"), {})
+
+
+def test_the_fewest_updates_of_a_round_decide_how_many_liars_it_can_stand() -> None:
+    settings: dict[str, Any] = {"aggregator": "median", "byzantine": 4}
+    prepare(RunConfig("fedavg", devices=10, quorum=0.9), settings)
+    with pytest.raises(ConfigError, match="median with byzantine 4 needs 9 inputs; 8 updates"):
+        prepare(RunConfig("fedavg", devices=10, quorum=0.8), settings)
+    with pytest.raises(ConfigError, match="needs 9 inputs; 5 updates"):
+        prepare(RunConfig("persafl", devices=10, buffer=5), settings)
+
+
+def test_variants_give_devices_settings_and_a_model_of_their_own() -> None:
+    variants = {
+        "one": {"devices": "left-*", "bits": 1},
+        "two": {"devices": "*", "bits": 4, "model": "watch-mlp"},
+    }
+    run = prepare(RunConfig("quped"), {"bits": 2, "lr": 0.05}, variants)
+    (first, one), (second, two) = run.variants
+    assert (first, one.config["bits"], one.own) == ("left-*", 1, None)
+    assert (second, two.config["bits"]) == ("*", 4)
+    assert two.own is not None
+    assert (two.own.name, two.model) == ("watch-mlp", run.description.model)
+    assert {setup.config["lr"] for _, setup in run.variants} == {0.05}
+    assert run.description.config["bits"] == 2
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "variant", "words"),
+    [
+        ("quped", {"bits": 1}, "variant.small: devices must be a pattern"),
+        ("quped", {"devices": "*", "bit": 1}, "did you mean 'bits'"),
+        ("quped", {"devices": "*", "bits": 99}, "bits"),
+        ("quped", {"devices": "*", "model": "watch-ml"}, "did you mean 'watch-mlp'"),
+        ("fedavg", {"devices": "*", "model": "watch-mlp"}, "with fedavg all devices have the model 'watch-cnn'"),
+        ("ffgg", {"devices": "*", "private": "conv1.*"}, "all devices keep the same tensors private"),
+        ("quped", 3, "variant: small must be a table"),
+    ],
+    ids=str,
+)
+def test_a_wrong_variant_is_refused_in_one_line(algorithm: str, variant: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        prepare(RunConfig(algorithm), {}, {"small": variant})
