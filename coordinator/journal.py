@@ -50,6 +50,14 @@ class Accepted(NamedTuple):
     metrics: dict[str, float]
 
 
+class Rejected(NamedTuple):
+    """An update that was thrown out."""
+
+    round: int
+    device: str
+    reason: str
+
+
 class Journal:
     """The durable side of one run."""
 
@@ -242,6 +250,11 @@ class Journal:
         """List the devices whose update of a round was thrown out, with the reason."""
         query = "SELECT device, reason FROM upload WHERE round = ? AND phase = ? AND reason != ''"
         return dict(self._database.execute(query, (round_, phase)))
+
+    def rejected(self) -> list[Rejected]:
+        """List all updates that were thrown out, in the order in which they came."""
+        query = "SELECT round, device, reason FROM upload WHERE reason != '' ORDER BY number, device"
+        return [Rejected(*row) for row in self._database.execute(query)]
 
     def close_round(self, progress: Progress, checkpoint: bytes, following: Progress) -> None:
         """End a round: the checkpoint first, then the row that names it, in one transaction with what follows."""

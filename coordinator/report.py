@@ -94,6 +94,8 @@ class RunInfo:
     wall_s: float | None = None
     devices: tuple[str, ...] = ()
     """Ids that the report must list even if they never answered."""
+    rejected: tuple[tuple[int, str, str], ...] = ()
+    """Round, device and reason of every update that was thrown out."""
     versions: Mapping[str, str] = field(default_factory=versions)
 
 
@@ -121,6 +123,7 @@ def build(run: RunInfo, rows: Sequence[Row], baselines: Sequence[Report] = ()) -
         "devices": devices,
         "summary": summary,
         "rounds_detail": _rounds(rows, len(devices)),
+        "rejected": [{"round": number, "device": device, "reason": why} for number, device, why in run.rejected],
         "baselines": {other["algorithm"]: _baseline(other, summary) for other in baselines},
     }
 
@@ -129,10 +132,12 @@ def _devices(run: RunInfo, rows: Sequence[Row]) -> list[dict[str, Any]]:
     by_device: dict[str, list[Row]] = {device: [] for device in run.devices}
     for row in rows:
         by_device.setdefault(row.device, []).append(row)
-    return [_device(device, by_device[device]) for device in sorted(by_device)]
+    for _, device, _ in run.rejected:
+        by_device.setdefault(device, [])
+    return [_device(run, device, by_device[device]) for device in sorted(by_device)]
 
 
-def _device(device: str, rows: list[Row]) -> dict[str, Any]:
+def _device(run: RunInfo, device: str, rows: list[Row]) -> dict[str, Any]:
     train = sorted((row for row in rows if row.phase == "train"), key=lambda row: row.round)
     evaluate = [row for row in rows if row.phase == "evaluate"]
     final = (evaluate or train)[-1:]
@@ -144,6 +149,7 @@ def _device(device: str, rows: list[Row]) -> dict[str, Any]:
     return {
         "id": device,
         "training_rounds": len(train),
+        "rejected": sum(device == who for _, who, _ in run.rejected),
         **means,
         **sums,
         **peaks,

@@ -12,7 +12,7 @@ from typing import Any
 
 from edge_runtime import algorithm
 from edge_runtime.coordinator import figures, report
-from edge_runtime.coordinator.journal import Journal
+from edge_runtime.coordinator.journal import Journal, Rejected
 from edge_runtime.coordinator.run import Run, describe, prepare
 from edge_runtime.coordinator.serve import Inbox, serve
 from edge_runtime.coordinator.server import Coordinator
@@ -31,6 +31,7 @@ class Outcome:
     run: Run
     run_id: str
     rows: list[report.Row]
+    rejected: list[Rejected]
     started: str
     wall_s: float
     broker: str
@@ -54,12 +55,12 @@ def over_mqtt(run: Run, link: Link, folder: Path, broker: str, watch: Watch) -> 
         coordinator = Coordinator(plan, run, journal, inbox.send)
         inbox.start()
         serve(coordinator, inbox, transport, run.config.deadline_s, watch)
-        rows = figures.rows(journal.accepted(), run)
+        rows, rejected = figures.rows(journal.accepted(), run), journal.rejected()
         (folder / "model.bin").write_bytes(coordinator.server.shared().tobytes())
     finally:
         transport.close()
         journal.close()
-    return Outcome(run, run_id, rows, started, time.monotonic() - since_s, broker)
+    return Outcome(run, run_id, rows, rejected, started, time.monotonic() - since_s, broker)
 
 
 def in_memory(run: Run, scene: Scene, folder: Path, watch: Watch) -> Outcome:
@@ -70,11 +71,11 @@ def in_memory(run: Run, scene: Scene, folder: Path, watch: Watch) -> Outcome:
         name = hashlib.sha256(json.dumps(describe(run), sort_keys=True).encode()).hexdigest()[:32]
         run_id = _identify(journal, run, name)
         coordinator = simulate(run, run_id, scene, journal, watch)
-        rows = figures.rows(journal.accepted(), run)
+        rows, rejected = figures.rows(journal.accepted(), run), journal.rejected()
         (folder / "model.bin").write_bytes(coordinator.server.shared().tobytes())
     finally:
         journal.close()
-    return Outcome(run, run_id, rows, started, time.monotonic() - since_s, "loopback")
+    return Outcome(run, run_id, rows, rejected, started, time.monotonic() - since_s, "loopback")
 
 
 def baseline_of(run: Run, table: dict[str, Any]) -> Run:

@@ -36,8 +36,18 @@ def summary_table(report: Report) -> Table:
         for name, other in report["baselines"].items()
         if other["comparison"]["accuracy_personal_over_shared_points"] is not None
     )
-    table.caption = "; ".join(f"accuracy of the personal models: {gain}" for gain in gains) or None
+    notes = [f"accuracy of the personal models: {gain}" for gain in gains]
+    table.caption = "; ".join([*notes, *_rejections(report)]) or None
     return table
+
+
+def _rejections(report: Report) -> list[str]:
+    """Say whose updates were thrown out, and why the first was."""
+    if not report["rejected"]:
+        return []
+    first, devices = report["rejected"][0], {entry["device"] for entry in report["rejected"]}
+    count = units.counted(len(report["rejected"]), "update")
+    return [f"{count} of {units.counted(len(devices), 'device')} rejected ({first['device']}: {first['reason']})"]
 
 
 def _title(report: Report) -> str:

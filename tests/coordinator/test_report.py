@@ -193,12 +193,12 @@ def test_the_schema_of_version_one_has_these_keys_and_types() -> None:
     top = {
         "schema": str, "run": str, "algorithm": str, "rounds": int, "model": dict, "seed": int, "broker": str,
         "configuration": dict, "versions": dict, "times": dict, "devices": list, "summary": dict,
-        "rounds_detail": list, "baselines": dict,
+        "rounds_detail": list, "rejected": list, "baselines": dict,
     }  # fmt: skip
     assert {key: type(value) for key, value in made.items()} == top
     assert made["schema"] == "edge-runtime/report/1"
     assert made["model"] == {"name": "watch-cnn", "parameters": 1000}
-    assert set(made["devices"][0]) == {"id", "training_rounds", "times", *report.METRICS}
+    assert set(made["devices"][0]) == {"id", "training_rounds", "rejected", "times", *report.METRICS}
     assert set(made["summary"]) == {"times", *report.METRICS}
     every = [*(made["summary"][name] for name in report.METRICS), *made["summary"]["times"].values()]
     assert all(set(stats) == {"mean", "p10", "p50", "p90"} for stats in every)
@@ -335,3 +335,14 @@ def test_the_report_loads_no_plotting_library_until_it_draws() -> None:
     code = "import sys, edge_runtime.coordinator.report_html; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_rejected_update_is_counted_for_its_device_and_told_in_the_summary() -> None:
+    info = dataclasses.replace(
+        INFO, rejected=((0, "liar", "Up.values: holds a value that is not finite"), (1, "liar", "again"))
+    )
+    made = report.build(info, [])
+    assert {entry["id"]: entry["rejected"] for entry in made["devices"]} == {"liar": 2}
+    assert made["rejected"][1] == {"round": 1, "device": "liar", "reason": "again"}
+    told = str(summary.summary_table(made).caption)
+    assert "2 updates of 1 device rejected (liar: Up.values: holds a value that is not finite)" in told

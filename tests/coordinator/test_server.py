@@ -5,13 +5,14 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from edge_runtime import algorithm
 from edge_runtime.algorithms import fedavg
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import RunConfig, prepare
 from edge_runtime.coordinator.server import Coordinator
-from edge_runtime.message import Blob, Chunk, Hello, Offer
+from edge_runtime.message import Blob, Chunk, Fate, Hello, Offer
 
 
 def peak_of_a_round(devices: int, folder: Path) -> tuple[int, int]:
@@ -42,3 +43,32 @@ def test_memory_does_not_grow_with_the_number_of_devices_times_the_model(tmp_pat
     few, model = peak_of_a_round(4, tmp_path / "few")
     many, _ = peak_of_a_round(64, tmp_path / "many")
     assert many - few < model, f"{few} bytes with 4 devices, {many} with 64; one model has {model}"
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_an_update_that_is_not_finite_is_rejected_counted_and_attributed(poison: float, tmp_path: Path) -> None:
+    run = prepare(RunConfig(algorithm="fedavg", model="mlp", rounds=1, devices=3, quorum=0.6, evaluate=False), {})
+    journal, told = Journal(tmp_path), list[tuple[str, object]]()
+
+    def send(device: str, message: object) -> bool:
+        told.append((device, message))
+        return True
+
+    coordinator = Coordinator(run.plan("run", 1), run, journal, send)
+    for name in ("a", "b", "liar"):
+        coordinator.handle(name, Hello("boot"))
+    for name in ("a", "liar", "b"):
+        values = np.ones(len(run.initial), np.float32)
+        values[7] = poison if name == "liar" else 1
+        data = algorithm.encode(fedavg.Up(0, 1, values))
+        blob = Blob(hashlib.sha256(data).hexdigest(), len(data))
+        coordinator.handle(name, Offer("run", 0, "train", blob, {}))
+        for chunk in range(blob.chunks):
+            start, end = blob.span(chunk)
+            coordinator.handle(name, Chunk(blob.digest, chunk, data[start:end]))
+    (rejected,) = journal.rejected()
+    assert (rejected.round, rejected.device) == (0, "liar")
+    assert "not finite" in rejected.reason
+    assert any(device == "liar" and isinstance(m, Fate) and m.fate == "rejected" for device, m in told)
+    assert np.array_equal(coordinator.server.shared(), run.initial - np.float32(1))
+    journal.close()
