@@ -44,10 +44,10 @@ from numpy.typing import NDArray
 
 from edge_runtime import aggregate, losses, sgd
 from edge_runtime.algorithm import Batch, Batches, Fitted, Model, OwnModel, Pullback, State
-from edge_runtime.algorithms.fedavg import Down, Server, Up
+from edge_runtime.algorithms.fedavg import Down, Server, Up, checked
 from edge_runtime.compression import prox, quantize
 from edge_runtime.compression.quantize import Codes
-from edge_runtime.errors import ConfigError, DecodeError, DeviceError
+from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.tree import Flat, Layout
 
 __all__ = ["Client", "Config", "Down", "Server", "Up"]
@@ -57,7 +57,7 @@ Centres = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Config(aggregate.Averaging):
-    """Local training, quantisation and collaboration."""
+    """Local training, quantisation and collaboration, and how the w_i are averaged."""
 
     weight_decay: float = 0.0
     bits: int = 2
@@ -92,7 +92,7 @@ class Config(aggregate.Averaging):
     centre_clip: float = 10.0
     """Largest magnitude of a centre's gradient; 0: no limit."""
     freeze_at: float = 0.8
-    """Part of the rounds after which codes and centres stay; 1: only when the run is over."""
+    """Part of the rounds after which codes and centres stay, where they have been trained; 1: after the last."""
     rounds: int = 100
     """Length of the run; set from the run itself."""
     qr_compat: bool = False
@@ -260,6 +260,7 @@ class Client:
             raise DeviceError("penalty proximal needs the run's model on this device; use distillation, or that model")
         self._config, self._model = config, model
         self._layers = layers(model.layout, config)
+        self._new = state is None
         self._own = self._begin() if state is None else self._kept(state)
 
     def _begin(self) -> _Own:
@@ -278,10 +279,7 @@ class Client:
 
     def shared(self, down: Down) -> Flat:
         """Give w."""
-        size = self._model.shared.layout.size
-        if down.round < 0 or len(down.values) != size:
-            raise DecodeError(f"Down: {len(down.values)} values in round {down.round} where {size} are expected")
-        return down.values
+        return checked(down, self._model.shared.layout)
 
     def personal(self, down: Down | None) -> Fitted:  # noqa: ARG002  # a device's own model does not hang on w
         """Give Q_c(x), before or after training."""
@@ -300,7 +298,7 @@ class Client:
     def round(self, down: Down, batches: Batches) -> Up:
         """Train x, c and a copy of w."""
         start, config = self.shared(down), self._config
-        if config.frozen(down.round) and self._own.codes is None:
+        if config.frozen(down.round) and not self._new and self._own.codes is None:
             codes = self._codes()
             self._own = _Own(self.personal(None).values, self._own.centres, self._own.psi, codes)
         training = _Training(config, self._model, self._layers, self._own, start, down.round)
@@ -370,6 +368,8 @@ class _Training:
     def _gradient(self, at: Flat, batch: Batch, teacher: losses.Outputs | None) -> Flat:
         """Compute the gradient [size] of h at a point; no teacher: of the labels' part."""
         outputs, pullback = _forward(self._model, at, batch)
+        if teacher is not None and teacher.shape != outputs.shape:
+            raise DeviceError(f"this device's model has {outputs.shape[1]} classes, the shared one {teacher.shape[1]}")
         labels, distilled = self._weights
         slope = np.zeros_like(outputs)
         if labels:

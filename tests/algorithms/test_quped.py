@@ -429,7 +429,8 @@ FROZEN = PLAIN | {"bits": 1, "full_precision": "b*,w2", "freeze_at": 0.0, "lambd
 def test_trap_9_frozen_weights_are_their_codebooks_at_every_step_of_training(mlp: Model, mlp_data: Any) -> None:
     watched = Watched(mlp.oracle, "w1")
     wanted = FROZEN | {"local_steps": 4, "momentum": 0.9, "weight_decay": 0.1, "lr": 0.3}
-    client = Client(Config(**wanted), own(Model(LAYOUT, watched), np.linspace(-1, 1, 51), mlp), None)
+    x = np.linspace(-1, 1, 51)
+    client = Client(Config(**wanted), own(Model(LAYOUT, watched), x, mlp), kept(x, [-0.9, -0.1]))
     client.round(Down(0, np.zeros(51, np.float32)), OneBatch(Batch(*mlp_data["device-0"])))
     assert len(watched.seen) == 4
     assert all((seen == watched.seen[0]).all() for seen in watched.seen)
@@ -438,11 +439,24 @@ def test_trap_9_frozen_weights_are_their_codebooks_at_every_step_of_training(mlp
 
 def test_the_gradient_of_frozen_weights_does_not_shorten_the_step_of_the_others(mlp: Model, mlp_data: Any) -> None:
     wanted = FROZEN | {"clip_norm": 1e-3, "lr": 0.5, "weight_decay": 0.0}
-    client = Client(Config(**wanted), own(mlp, np.linspace(-1, 1, 51)), None)
+    client = Client(Config(**wanted), own(mlp, np.zeros(51)), kept(np.linspace(-1, 1, 51), [-0.9, -0.1]))
     before = client.personal(None).values
     client.round(Down(0, np.zeros(51, np.float32)), OneBatch(Batch(*mlp_data["device-0"])))
     moved = client.personal(None).values - before
     assert np.linalg.norm(moved) == pytest.approx(0.5 * 1e-3, rel=1e-3)  # of weights near 1, in float32
+
+
+def test_a_device_that_comes_late_trains_once_before_its_weights_freeze(fleet: Make) -> None:
+    late = fleet(freeze_at=0.5, rounds=4)
+    for _ in range(3):
+        late.round(["device-0"])
+    late.round()
+    assert "deployed" in late.client("device-0").state()
+    first = Client(late.config, late.own("device-1"), None)
+    values = late.client("device-1").state()["x"]
+    assert all((values[where] != first.state()["x"][where]).any() for where in LAYOUT.slices)
+    late.round()
+    assert "deployed" in late.client("device-1").state()
 
 
 def test_freezing_waits_for_the_rounds_part_and_a_model_of_full_precision_never_freezes() -> None:
@@ -456,6 +470,7 @@ def test_freezing_waits_for_the_rounds_part_and_a_model_of_full_precision_never_
 @pytest.mark.parametrize("freeze_at", [0.0, 1.0])
 def test_the_deployed_bytes_are_the_personal_model_bit_for_bit(bits: int, freeze_at: float, new_fleet: Make) -> None:
     wide = new_fleet("quped", bits=bits, full_precision="b*", freeze_at=freeze_at)
+    wide.round()
     wide.round()
     client = wide.client("device-0")
     data, values = client.deployed(), client.personal(None).values
@@ -509,6 +524,13 @@ def test_devices_may_have_models_of_other_architectures(new_fleet: Make, mlp: Mo
     assert all(values.shape == (27,) for values in mixed.personal.values())
     with pytest.raises(DeviceError, match="penalty proximal needs the run's model"):
         Client(Config(penalty="proximal"), mixed.own("device-0"), None)
+
+
+def test_a_model_that_knows_other_classes_than_the_shared_one_is_refused(mlp: Model, mlp_data: Any) -> None:
+    two = Model(Layout(LAYOUT.names, ((6, 4), (6,), (2, 6), (2,))), mlp.oracle)
+    client = Client(Config(), own(two, np.zeros(44), mlp), None)
+    with pytest.raises(DeviceError, match="this device's model has 2 classes, the shared one 3"):
+        client.round(Down(0, np.zeros(51, np.float32)), OneBatch(Batch(*mlp_data["device-0"])))
 
 
 def test_devices_may_have_other_bits(new_fleet: Make, mlp: Model) -> None:
