@@ -17,7 +17,9 @@ from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.coordinator.session import Outcome
 from edge_runtime.coordinator.simulate import Scene
 from edge_runtime.data import DataConfig
+from edge_runtime.datasets import folder as folder_data
 from edge_runtime.link import Link
+from edge_runtime.seed_set import SeedSet
 from edge_runtime.transport import Faults
 
 log = logging.getLogger(__name__)
@@ -87,9 +89,19 @@ def coordinate(tables: Tables, connection: Link, folder: Path, runs: Path) -> Re
 
 
 def _plans(tables: Tables, baseline: bool) -> list[Run]:
-    run = prepare(config.build(RunConfig, tables["run"], "run"), tables["algorithm"], tables.get("variant"))
+    settings = config.build(RunConfig, tables["run"], "run")
+    run = prepare(settings, tables["algorithm"], tables.get("variant"), _seeds(settings, tables["data"]))
     wanted = baseline and run.config.algorithm != "fedavg"
     return [run, session.baseline_of(run, tables["algorithm"])] if wanted else [run]
+
+
+def _seeds(run: RunConfig, table: dict[str, Any]) -> SeedSet | None:
+    """Get the seed set that the devices of a run are to know."""
+    if run.seed_file:
+        return folder_data.seed_set(Path(run.seed_file))
+    if not run.seed_samples:
+        return None
+    return data.seed_set(config.build(DataConfig, table, "data"), run.seed_samples, config.cache_folder())
 
 
 def _data(tables: Tables) -> tuple[DataConfig, list[str]]:

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from edge_runtime.compression import codec
 from edge_runtime.errors import ConfigError, DecodeError, DeviceError
 from edge_runtime.mask import Mask
+from edge_runtime.seed_set import SeedSet
 from edge_runtime.tree import Flat, Layout, Part, Tree
 
 M = typing.TypeVar("M")
@@ -134,6 +135,10 @@ class Batches(Protocol):
     """
 
     rng: np.random.Generator
+    class_names: tuple[str, ...]
+    """Of the device's data, in the order of the class indices; empty: not known."""
+    seed_set: SeedSet | None
+    """What all devices of the run know beside their own data; None: nothing."""
 
     def __len__(self) -> int:
         """Count the training samples."""
@@ -272,6 +277,11 @@ def private_names(settings: Any, layout: Layout) -> tuple[str, ...]:
     return layout.matching(getattr(settings, "private", ""))
 
 
+def wire_values(settings: Any) -> int:
+    """Count the values that a message of an algorithm may hold however small the model is: a Config's `wire_values`."""
+    return int(getattr(settings, "wire_values", 0))
+
+
 def encode(message: Any) -> bytes:
     """Encode a Down (an Up goes through `encode_up`); the inverse of `decode`."""
     values: list[Value] = []
@@ -281,8 +291,10 @@ def encode(message: Any) -> bytes:
     return codec.encode(values)
 
 
-def decode(data: bytes, kind: type[M], layout: Layout) -> M:
-    """Decode hostile bytes into a `kind` (an algorithm's Down or Up) with at most `layout.size` values per array.
+def decode(data: bytes, kind: type[M], layout: Layout, most: int = 0) -> M:
+    """Decode hostile bytes into a `kind` (an algorithm's Down or Up).
+
+    An array holds at most as many values as the model, or `most` if that is more (`wire_values`).
 
     Raises:
         DecodeError: malformed, too large, of another type, or not finite.
@@ -290,7 +302,7 @@ def decode(data: bytes, kind: type[M], layout: Layout) -> M:
     hints = typing.get_type_hints(kind)
     fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     expected = len(fields) + sum(hints[name] is Part for name in fields)
-    values = codec.decode(data, max_values=layout.size, max_sections=expected)
+    values = codec.decode(data, max_values=max(layout.size, most), max_sections=expected)
     if len(values) != expected:
         raise DecodeError(f"{kind.__name__}: {len(values)} sections where {expected} are expected")
     found, rest = [], iter(values)
@@ -324,13 +336,13 @@ def encode_up(up: Any, layout: Layout, private: Collection[str]) -> bytes:
     return encode(up)
 
 
-def decode_up(data: bytes, kind: type[M], layout: Layout, private: Collection[str]) -> M:
+def decode_up(data: bytes, kind: type[M], layout: Layout, private: Collection[str], most: int = 0) -> M:
     """Decode hostile bytes into an Up of a run that keeps the tensors `private` on the device.
 
     Raises:
         DecodeError: as `decode`; or it holds one of them, or what could be one.
     """
-    up = decode(data, kind, layout)
+    up = decode(data, kind, layout, most)
     if fault := _leak(up, layout, private):
         raise DecodeError(fault)
     return up

@@ -176,15 +176,21 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--part", type=int, default=0, metavar="K", help="which device's part of a built-in data set")
     group.add_argument("--parts", type=int, metavar="N", help="parts of fashion-mnist")
     group.add_argument("--labels-per-class", type=int, metavar="N", help="keep only N labelled samples per class")
-    group.add_argument("--partition", help="of fashion-mnist: dirichlet or classes")
+    group.add_argument("--partition", help="of fashion-mnist: dirichlet, classes or rotations")
     group.add_argument("--alpha", type=float, help="of the Dirichlet partition: small is uneven")
     group.add_argument("--classes-per-device", type=int, metavar="N", help="of the classes partition")
+    group.add_argument("--domains", type=int, metavar="N", help="angles of the rotations partition")
+    group.add_argument("--degrees", type=float, help="... the largest of them")
+    group.add_argument("--samples", type=int, metavar="N", help="... training samples of a device")
+    group.add_argument("--test", help="... own or all: the domains that a device is tested on")
+    group.add_argument("--test-samples", type=int, metavar="N", help="... test samples of a domain")
     group.add_argument("--data-seed", type=int, metavar="N", help="seed of the partition")
 
 
 def data_table(options: argparse.Namespace) -> dict[str, Any]:
     """Read the data flags as a table of `data.DataConfig`; flags that were not given are left out."""
-    names = ("parts", "labels_per_class", "partition", "alpha", "classes_per_device")
+    names = ["parts", "labels_per_class", "partition", "alpha", "classes_per_device"]
+    names += ["domains", "degrees", "samples", "test", "test_samples"]
     table = {"name": options.data, "part": options.part, "seed": options.data_seed}
     table |= {name.replace("_", "-"): getattr(options, name) for name in names}
     return {name: value for name, value in table.items() if value is not None}

@@ -25,10 +25,12 @@ from edge_runtime.algorithm import Batch
 from edge_runtime.datasets import fashion_mnist, folder, watch
 from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.files import write_atomic
+from edge_runtime.seed_set import SeedSet
 
 Arrays = watch.Arrays
 _SETS = ("watch", "fashion-mnist")
-_PARTITIONS = ("dirichlet", "classes")
+_PARTITIONS = ("dirichlet", "classes", "rotations")
+_TESTS = ("own", "all")
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _CACHE_VERSION = 1
 
@@ -46,11 +48,21 @@ class DataConfig:
     labels_per_class: int = 0
     """Training samples to keep of each class, the first ones; 0 keeps all. Test sets stay whole."""
     partition: str = "dirichlet"
-    """How fashion-mnist is dealt: dirichlet or classes."""
+    """How fashion-mnist is dealt: dirichlet, classes or rotations."""
     alpha: float = 0.3
     """Of the Dirichlet distribution; small for devices with few labels."""
     classes_per_device: int = 2
     """For the partition `classes`."""
+    domains: int = 6
+    """For the partition `rotations`: how many angles; part p has angle p modulo that."""
+    degrees: float = 75.0
+    """The largest angle; the others lie evenly between 0 and it."""
+    samples: int = 1000
+    """Training samples of a part of `rotations`; 0: an even share of all."""
+    test: str = "own"
+    """What a part of `rotations` is tested on: its `own` domain, or `all`."""
+    test_samples: int = 300
+    """Test samples of each domain of `rotations`."""
     seed: int = 0
     """Of the partition."""
 
@@ -70,6 +82,12 @@ class DataConfig:
             raise ConfigError(f"data: alpha must be from 0.001 to 1000000, not {self.alpha}")
         if not 1 <= self.classes_per_device <= fashion_mnist.CLASSES:
             raise ConfigError(f"data: classes-per-device must be from 1 to 10, not {self.classes_per_device}")
+        if self.domains < 1 or self.test_samples < 1 or self.samples < 0:
+            raise ConfigError("data: domains and test-samples must be 1 or more, and samples 0 (all) or more")
+        if not abs(self.degrees) <= 360:
+            raise ConfigError(f"data: degrees must be from -360 to 360, not {self.degrees}")
+        if self.test not in _TESTS:
+            raise ConfigError(f"data: test must be one of {', '.join(_TESTS)}, not {self.test!r}")
         if self.seed < 0:
             raise ConfigError(f"data: seed must be 0 or more, not {self.seed}")
 
@@ -83,13 +101,22 @@ class Split:
     x_test: NDArray[Any]
     y_test: NDArray[np.int64]
     classes: int
+    class_names: tuple[str, ...]
 
 
 class SeededBatches:
     """Deals a device's training samples for one round; implements `algorithm.Batches`."""
 
-    def __init__(self, x: NDArray[Any], y: NDArray[np.int64], seed: int | Sequence[int]) -> None:
+    def __init__(
+        self,
+        x: NDArray[Any],
+        y: NDArray[np.int64],
+        seed: int | Sequence[int],
+        class_names: tuple[str, ...] = (),
+        seed_set: SeedSet | None = None,
+    ) -> None:
         self._x, self._y = x, y
+        self.class_names, self.seed_set = class_names, seed_set
         self.rng = np.random.default_rng(seed)
 
     def __len__(self) -> int:
@@ -132,13 +159,15 @@ def load(config: DataConfig, cache: Path) -> Split:
     """
     if config.name == "watch":
         key = {"name": "watch"}
-        split = Split(*_cached(cache, key, config.part, lambda: watch.parts(watch.find())), watch.CLASSES)
+        arrays = _cached(cache, key, config.part, lambda: watch.parts(watch.find()))
+        split = Split(*arrays, watch.CLASSES, watch.CLASS_NAMES)
     elif config.name == "fashion-mnist":
         kept = {field: getattr(config, field) for field in ("name", "parts", "partition", "seed", *_dealing(config))}
         arrays = _cached(cache, kept, config.part, functools.partial(_deal, config))
-        split = Split(*arrays, fashion_mnist.CLASSES)
+        split = Split(*arrays, fashion_mnist.CLASSES, fashion_mnist.CLASS_NAMES)
     else:
-        split = Split(*folder.read(_own(config.name), config.part))
+        own = _own(config.name)
+        split = Split(*folder.read(own, config.part), folder.class_names(own, config.part))
     if config.labels_per_class:
         chosen = partition.few(split.y_train, config.labels_per_class)
         split = dataclasses.replace(split, x_train=split.x_train[chosen], y_train=split.y_train[chosen])
@@ -146,6 +175,32 @@ def load(config: DataConfig, cache: Path) -> Split:
         x_train, x_test = fashion_mnist.scale(split.x_train), fashion_mnist.scale(split.x_test)
         split = dataclasses.replace(split, x_train=x_train, x_test=x_test)
     return split
+
+
+def seed_set(config: DataConfig, samples: int, cache: Path) -> SeedSet:
+    """Make a seed set of every part's training samples, equally many of each; no part loses them.
+
+    Args:
+        config: the data set; its `part` makes no difference.
+        samples: how many there shall be; what does not divide evenly is left out.
+        cache: where prepared data sets are kept.
+
+    Raises:
+        ConfigError: as `load`; or fewer samples than parts, or parts whose classes are not alike.
+    """
+    parts = [dataclasses.replace(config, part=part) for part in range(len(device_names(config)))]
+    each = samples // len(parts)
+    if not each:
+        raise ConfigError(f"data: a seed set of {samples} samples gives less than one of each of {len(parts)} parts")
+    found = []
+    for part in parts:
+        split = load(part, cache)
+        chosen = partition.mixed(split.y_train, each, np.random.default_rng([config.seed, 2, part.part]))
+        found.append(SeedSet(split.x_train[chosen], split.y_train[chosen], split.class_names))
+    if len({seeds.class_names for seeds in found}) > 1:
+        raise ConfigError(f"data: the devices of {config.name!r} have different classes; give all the same class_names")
+    x, y = np.concatenate([seeds.x for seeds in found]), np.concatenate([seeds.y for seeds in found])
+    return SeedSet(x, y, found[0].class_names)
 
 
 def _own(name: str) -> Path:
@@ -158,10 +213,17 @@ def _own(name: str) -> Path:
 
 
 def _dealing(config: DataConfig) -> tuple[str, ...]:
+    if config.partition == "rotations":
+        return ("domains", "degrees", "samples", "test", "test_samples")
     return ("alpha",) if config.partition == "dirichlet" else ("classes_per_device",)
 
 
 def _deal(config: DataConfig) -> list[Arrays]:
+    if config.partition == "rotations":
+        how = fashion_mnist.Rotations(
+            config.domains, config.degrees, config.samples, config.test_samples, config.test == "all"
+        )
+        return fashion_mnist.rotated_parts(fashion_mnist.read(fashion_mnist.FOLDER), how, config.parts, config.seed)
     if config.partition == "dirichlet":
         deal = functools.partial(partition.dirichlet, alpha=config.alpha)
     else:

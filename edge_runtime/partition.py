@@ -89,6 +89,16 @@ def few(labels: Indices, per_class: int) -> Indices:
     return np.sort(np.concatenate([np.flatnonzero(labels == label)[:per_class] for label in np.unique(labels)]))
 
 
+def mixed(labels: Indices, count: int, rng: np.random.Generator) -> Indices:
+    """Draw `count` samples (or all there are), none twice and as equally many of each label as can be."""
+    order = rng.permutation(len(labels))
+    rank = np.zeros(len(labels), np.int64)
+    for label in np.unique(labels):
+        where = order[labels[order] == label]
+        rank[where] = np.arange(len(where))
+    return np.sort(order[np.argsort(rank[order], kind="stable")[:count]])
+
+
 def _pools(labels: Indices, rng: np.random.Generator, classes: int | None = None) -> list[Indices]:
     count = int(labels.max()) + 1 if classes is None else classes
     return [rng.permutation(np.flatnonzero(labels == label)) for label in range(count)]

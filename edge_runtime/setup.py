@@ -41,11 +41,14 @@ class Setup:
     """Tensors of that model that never leave a device (`algorithm.encode_up`)."""
     own: ModelCard | None = None
     """The device's own model, where it is another one."""
+    seed_set: bytes = b""
+    """Samples that all devices are to know (`seed_set.encode`). Empty: none."""
 
 
 def encode(setup: Setup) -> bytes:
     """Encode to JSON; the inverse of `decode`."""
     record = {**vars(setup), "model": _card_record(setup.model), "own": setup.own and _card_record(setup.own)}
+    record["seed_set"] = base64.b64encode(setup.seed_set).decode()
     return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -77,7 +80,8 @@ def decode(data: bytes) -> Setup:
     model, private = _card(record["model"]), record["private"]
     if not isinstance(private, list) or not all(name in model.layout.names for name in private):
         raise DecodeError("setup: private must be a list of the model's names")
-    return Setup(record["algorithm"], config, model, record["seed"], tuple(private), own)
+    seeds = _bytes(record, "seed_set")
+    return Setup(record["algorithm"], config, model, record["seed"], tuple(private), own, seeds)
 
 
 def _card(record: Any) -> ModelCard:
@@ -85,11 +89,14 @@ def _card(record: Any) -> ModelCard:
         raise DecodeError("setup: the fields of a model are not those of one")
     if not isinstance(record["name"], str):
         raise DecodeError("setup: a model's name must be a string")
+    return ModelCard(record["name"], _layout(record["names"], record["shapes"]), _bytes(record, "bundle"))
+
+
+def _bytes(record: dict[str, Any], name: str) -> bytes:
     try:
-        bundle = base64.b64decode(record["bundle"], validate=True)
+        return base64.b64decode(record[name], validate=True)
     except (TypeError, ValueError, binascii.Error) as error:
-        raise DecodeError("setup: bundle is not base64") from error
-    return ModelCard(record["name"], _layout(record["names"], record["shapes"]), bundle)
+        raise DecodeError(f"setup: {name} is not base64") from error
 
 
 def _layout(names: Any, shapes: Any) -> Layout:

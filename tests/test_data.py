@@ -163,11 +163,14 @@ def test_an_unknown_data_set_gets_the_nearest_name() -> None:
         ({"parts": 21}, "watch has data of 20 devices"),
         ({"parts": 0}, "parts must be from 1"),
         ({"labels_per_class": -1}, "labels-per-class"),
-        ({"partition": "iid"}, "partition must be one of dirichlet, classes, not 'iid'"),
+        ({"partition": "iid"}, "partition must be one of dirichlet, classes, rotations, not 'iid'"),
         ({"alpha": 0.0}, "alpha must be"),
         ({"alpha": float("nan")}, "alpha must be"),
         ({"classes_per_device": 11}, "classes-per-device"),
         ({"seed": -1}, "seed must be"),
+        ({"domains": 0}, "domains and test-samples must be 1 or more"),
+        ({"degrees": float("nan")}, "degrees must be from -360 to 360"),
+        ({"test": "some"}, "test must be one of own, all, not 'some'"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_its_name(wrong, message) -> None:
@@ -210,3 +213,60 @@ def test_a_repeated_round_is_the_same_round() -> None:
         rounds.append(drawn)
 
     assert rounds[0] == rounds[1] != rounds[2]
+
+
+def test_rotations_are_dealt_and_tested_as_asked(tiny_fashion, tmp_path) -> None:
+    config = DataConfig("fashion-mnist", part=1, parts=4, partition="rotations", domains=2, samples=50, test_samples=7)
+
+    own, every = data.load(config, tmp_path), data.load(dataclasses.replace(config, test="all"), tmp_path)
+
+    assert own.x_train.shape == (50, 1, 28, 28)
+    assert (len(own.y_test), len(every.y_test)) == (7, 14)
+    assert np.array_equal(own.x_train, every.x_train)
+    assert np.array_equal(own.x_test, every.x_test[7:])
+
+
+def test_every_data_set_names_its_classes(tiny_fashion, tmp_path) -> None:
+    named, plain = tmp_path / "named", tmp_path / "plain"
+    for folder, more in ((named, {"class_names": ["cat", "dog"]}), (plain, {})):
+        folder.mkdir()
+        for name in ("train", "test"):
+            np.savez(folder / f"{name}.npz", x=np.ones((4, 2)), y=[0, 1, 0, 1], **more)
+
+    assert data.load(DataConfig(str(named)), tmp_path).class_names == ("cat", "dog")
+    assert data.load(DataConfig(str(plain)), tmp_path).class_names == ("0", "1")
+    assert data.load(DataConfig("fashion-mnist", parts=4), tmp_path).class_names[3] == "Dress"
+    assert len(watch.CLASS_NAMES) == watch.CLASSES == 7
+
+
+@needs_watch
+def test_the_exercises_are_called_as_in_the_recordings() -> None:
+    record = np.load(watch.find(), allow_pickle=True).item()
+
+    assert tuple(record["y_labels"]) == watch.CLASS_NAMES
+
+
+def test_a_seed_set_has_equally_many_samples_of_every_part_and_of_every_class(tiny_fashion, tmp_path) -> None:
+    config = DataConfig("fashion-mnist", parts=4, alpha=1e6)
+
+    seeds = data.seed_set(config, 83, tmp_path)
+
+    assert len(seeds.y) == 80
+    assert np.bincount(seeds.y).tolist() == [8] * 10
+    for part in range(4):
+        split = data.load(dataclasses.replace(config, part=part), tmp_path)
+        rows = {row.tobytes() for row in split.x_train}
+        assert all(row.tobytes() in rows for row in seeds.x[20 * part : 20 * part + 20])
+    assert seeds.identity == data.seed_set(dataclasses.replace(config, part=3), 83, tmp_path).identity
+    with pytest.raises(ConfigError, match="less than one of each of 4 parts"):
+        data.seed_set(config, 3, tmp_path)
+
+
+def test_a_seed_set_of_devices_with_different_classes_is_refused(tmp_path) -> None:
+    for device, names in (("a", ["cat", "dog"]), ("b", ["dog", "cat"])):
+        (tmp_path / device).mkdir()
+        for name in ("train", "test"):
+            np.savez(tmp_path / device / f"{name}.npz", x=np.ones((4, 2)), y=[0, 1, 0, 1], class_names=names)
+
+    with pytest.raises(ConfigError, match="have different classes"):
+        data.seed_set(DataConfig(str(tmp_path)), 4, tmp_path / "cache")

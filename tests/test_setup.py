@@ -8,7 +8,7 @@ from edge_runtime.errors import DecodeError
 from edge_runtime.tree import Layout
 
 CARD = setup.ModelCard("watch-cnn", Layout(("w", "b"), ((3, 4), (4,))), b"graphs")
-SETUP = setup.Setup("fedspa", {"density": 0.5, "mode": "dst"}, CARD, 7, ("b",))
+SETUP = setup.Setup("fedspa", {"density": 0.5, "mode": "dst"}, CARD, 7, ("b",), seed_set=b"seeds")
 OWN = dataclasses.replace(SETUP, own=setup.ModelCard("mlp", Layout(("w",), ((2,),))))
 
 
@@ -55,6 +55,7 @@ def test_a_model_with_a_wrong_field_is_refused_before_anything_is_allocated(
         {"private": [["b"]]},
         {"config": {"density": [1]}},
         {"config": None},
+        {"seed_set": "?"},
         {"seed": -1},
         {"seed": 1.0},
         {"model": 3},

@@ -2,8 +2,8 @@
 
 Each file holds `x` [samples, ...] (floats, or whole numbers that are kept whole, for models with embeddings) and `y`
 [samples], class indices from 0. `train.npz` may hold `classes`, how many there are, for a device that has not seen the
-last of them. A folder for several devices (a simulation, say) holds a sub-folder of that kind for each; its name is
-the device's.
+last of them, and `class_names`, a text for each (else they are called 0, 1, 2, ...). A folder for several devices (a
+simulation, say) holds a sub-folder of that kind for each; its name is the device's.
 """
 
 import zipfile
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.errors import ConfigError
+from edge_runtime.seed_set import SeedSet
 
 
 def names(folder: Path) -> list[str]:
@@ -36,11 +37,7 @@ def read(folder: Path, part: int) -> tuple[NDArray[Any], NDArray[np.int64], NDAr
     Raises:
         ConfigError: no such part, or a file that is missing, damaged or wrong, with its name and key.
     """
-    devices = names(folder)
-    if part >= len(devices):
-        raise ConfigError(f"{folder}: holds data of {len(devices)} device(s), so there is no part {part}")
-    if not (folder / "train.npz").exists() and not (folder / "test.npz").exists():
-        folder = folder / devices[part]
+    folder = _home(folder, part)
     train, test = _open(folder / "train.npz"), _open(folder / "test.npz")
     classes = _classes(folder / "train.npz", train)
     if train["x"].shape[1:] != test["x"].shape[1:]:
@@ -55,10 +52,42 @@ def read(folder: Path, part: int) -> tuple[NDArray[Any], NDArray[np.int64], NDAr
     return train["x"], train["y"], test["x"], test["y"], classes
 
 
+def class_names(folder: Path, part: int) -> tuple[str, ...]:
+    """Read how a device calls its classes.
+
+    Raises:
+        ConfigError: as `read`, or they are not different texts, one for each class.
+    """
+    path = _home(folder, part) / "train.npz"
+    train = _open(path)
+    return _class_names(path, train, _classes(path, train))
+
+
+def seed_set(path: Path) -> SeedSet:
+    """Read a seed set: an NPZ file with `x`, `y` and, if you like, `classes` and `class_names`, as `train.npz`.
+
+    Raises:
+        ConfigError: missing, damaged or wrong.
+    """
+    arrays = _open(path)
+    classes = _classes(path, arrays)
+    if arrays["y"].min() < 0 or arrays["y"].max() >= classes:
+        raise ConfigError(f"{path}: y holds a label that is not from 0 to {classes - 1}; mend it")
+    return SeedSet(arrays["x"], arrays["y"], _class_names(path, arrays, classes))
+
+
+def _home(folder: Path, part: int) -> Path:
+    devices = names(folder)
+    if part >= len(devices):
+        raise ConfigError(f"{folder}: holds data of {len(devices)} device(s), so there is no part {part}")
+    own = (folder / "train.npz").exists() or (folder / "test.npz").exists()
+    return folder if own else folder / devices[part]
+
+
 def _open(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as raw, np.lib.npyio.NpzFile(raw, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in ("x", "y", "classes") if key in file}
+            arrays = {key: file[key] for key in ("x", "y", "classes", "class_names") if key in file}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); write it with numpy.savez, x and y as numbers") from error
     for key in ("x", "y"):
@@ -95,3 +124,11 @@ def _classes(path: Path, train: dict[str, NDArray[Any]]) -> int:
     if classes.ndim or classes.dtype.kind not in "iu" or not 0 < classes < 1 << 31:
         raise ConfigError(f"{path}: classes must be one whole number above 0; write numpy.savez(..., classes=10)")
     return int(classes)
+
+
+def _class_names(path: Path, arrays: dict[str, NDArray[Any]], classes: int) -> tuple[str, ...]:
+    found = arrays.get("class_names", np.arange(classes).astype(str))
+    texts = tuple(str(name) for name in found.tolist()) if found.ndim == 1 and found.dtype.kind == "U" else ()
+    if len(set(texts)) != classes:
+        raise ConfigError(f"{path}: class_names must be {classes} different texts, one for each class")
+    return texts

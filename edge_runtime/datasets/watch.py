@@ -23,7 +23,9 @@ from edge_runtime.errors import ConfigError
 Arrays = tuple[NDArray[Any], NDArray[np.int64], NDArray[Any], NDArray[np.int64]]
 """x_train, y_train, x_test, y_test."""
 
-CLASSES = 7
+CLASS_NAMES = ("PEN", "ABD", "FEL", "IR", "ER", "TRAP", "ROW")
+"""Pendulum, abduction, forward elevation, internal and external rotation, trapezius extension, row."""
+CLASSES = len(CLASS_NAMES)
 WINDOW = 100
 HOP = 50
 GAP = 50

@@ -11,6 +11,7 @@ import pytest
 from edge_runtime import algorithm
 from edge_runtime.algorithm import Algorithm, Batch, Model, OwnModel
 from edge_runtime.compression import codec
+from edge_runtime.seed_set import SeedSet
 from edge_runtime.tree import Layout
 
 
@@ -57,11 +58,16 @@ class Gradients:
         return outputs, lambda slope: {name: value.astype(np.float32) for name, value in found.items()}
 
 
+SEEDS = SeedSet(np.random.default_rng(5).normal(0, 1, (20, 4)).astype(np.float32), np.arange(20) % 3, ("a", "b", "c"))
+"""Says more (20 x 3 posteriors) than the MLP has parameters (51)."""
+
+
 class Cloud:
     """A device's samples x [samples, ...] and labels; implements `algorithm.Batches`."""
 
-    def __init__(self, x: Any, y: Any, seed: Any) -> None:
+    def __init__(self, x: Any, y: Any, seed: Any, seed_set: Any = None) -> None:
         self.x, self.y, self.rng = x, y, np.random.default_rng(seed)
+        self.class_names, self.seed_set = (), seed_set
 
     def __len__(self) -> int:
         return len(self.y)
@@ -88,6 +94,7 @@ class Fleet:
     data: dict[str, tuple[Any, Any]]
     seed: int = 7
     initial: Any = None
+    seed_set: Any = SEEDS
     devices: dict[str, bytes] = field(default_factory=dict)
     states: dict[str, bytes] = field(default_factory=dict)
     personal: dict[str, Any] = field(default_factory=dict)
@@ -117,7 +124,7 @@ class Fleet:
 
     def batches(self, device: str) -> Cloud:
         x, y = self.data[device]
-        return Cloud(x, y, [self.seed, self.server.round, *device.encode()])
+        return Cloud(x, y, [self.seed, self.server.round, *device.encode()], self.seed_set)
 
     def train(self, device: str) -> tuple[bytes, bytes]:
         """Do a device's round: its encoded Up, and its encoded state."""
@@ -127,10 +134,11 @@ class Fleet:
         return algorithm.encode_up(up, self.model.layout, self.private), codec.encode_state(client.state())
 
     def decoded(self, data: bytes, kind: Any) -> Any:
-        return algorithm.decode(data, kind, self.model.layout)
+        return algorithm.decode(data, kind, self.model.layout, algorithm.wire_values(self.config))
 
     def absorb(self, device: str, up: bytes) -> None:
-        self.server.absorb(device, algorithm.decode_up(up, self.parts.Up, self.model.layout, self.private))
+        most = algorithm.wire_values(self.config)
+        self.server.absorb(device, algorithm.decode_up(up, self.parts.Up, self.model.layout, self.private, most))
 
     def round(self, devices: Iterable[str] | None = None) -> dict[str, bytes]:
         """Play a whole round; the updates arrive in the order of `devices`."""
@@ -198,7 +206,7 @@ def new_fleet(mlp: Model, mlp_data: dict[str, tuple[Any, Any]]) -> Callable[...,
 
     def make(name: str, *, model: Any = mlp, data: Any = mlp_data, initial: Any = None, **wanted: Any) -> Fleet:
         parts = algorithm.load(name)
-        plain = {"lr": 0.3, "batch_size": 4, "local_epochs": 2, "rounds": 5}
+        plain = {"lr": 0.3, "batch_size": 4, "local_epochs": 2, "rounds": 5, "seed_set": SEEDS.identity.hex()}
         return Fleet(parts, settings(parts, **(plain | wanted)), model, data, initial=initial)
 
     return make

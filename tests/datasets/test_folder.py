@@ -91,3 +91,21 @@ def test_a_file_that_is_not_npz_is_refused(tmp_path, damage) -> None:
 
     with pytest.raises(ConfigError, match=r"train\.npz: cannot be read"):
         folder.read(tmp_path, 0)
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["a", "a", "b"], [1, 2, 3], "abc"], ids=str)
+def test_class_names_that_do_not_fit_are_refused(tmp_path, names) -> None:
+    with pytest.raises(ConfigError, match=r"train\.npz: class_names must be 3 different texts"):
+        folder.class_names(_fill(tmp_path, {"class_names": names}), 0)
+
+
+def test_a_seed_set_is_read_from_a_file(tmp_path) -> None:
+    np.savez(tmp_path / "seed.npz", x=X, y=Y, class_names=["x", "y", "z"])
+
+    seeds = folder.seed_set(tmp_path / "seed.npz")
+
+    assert seeds.class_names == ("x", "y", "z")
+    assert (seeds.x.dtype, seeds.y.tolist()) == (np.float32, [0, 1, 2, 1])
+    np.savez(tmp_path / "seed.npz", x=X, y=Y, classes=2)
+    with pytest.raises(ConfigError, match=r"seed\.npz: y holds a label that is not from 0 to 1"):
+        folder.seed_set(tmp_path / "seed.npz")
