@@ -25,6 +25,8 @@ class Plan:
     """Whether all devices evaluate the final model after the last round."""
     max_blob: int = 1 << 30
     """Largest update that is let in, bytes."""
+    decentralised: bool = False
+    """Whether the devices go through all rounds by themselves: for the coordinator that is one round, `peers`."""
     asynchronous: bool = False
     buffer: int = 1
     """Updates after which an asynchronous run makes a new version of the shared model."""

@@ -41,7 +41,7 @@ def _row(before: Accepted | None, item: Accepted, after: Accepted | None) -> Row
     return Row(
         round=item.round,
         device=item.device,
-        phase=item.phase,
+        phase="train" if item.phase == "peers" else item.phase,
         payload_bytes_up=_whole(figures, "payload-bytes-up") or 0,
         payload_bytes_down=_whole(figures, "payload-bytes-down") or 0,
         socket_bytes_up=_difference(item, after, "socket-bytes-up") if after else None,

@@ -8,7 +8,8 @@
   rounds that are over.
 * After a crash the same round goes on with the same cohort and what the journal holds of it.
 
-A synchronous run closes a round when its cohort has answered, or at the deadline with a quorum.
+A synchronous run closes a round when its cohort has answered, or at the deadline with a quorum. So does the only round
+of a decentralised run, in which the devices do all the run's rounds among themselves.
 """
 
 import math
@@ -56,7 +57,7 @@ class RoundsCore:
     def standing(self) -> tuple[int, int, int]:
         """Say which round is open (the number of rounds: the evaluation), how many answered it, and how many should."""
         now = self.progress
-        number = now.round if now.phase == "train" else self.plan.rounds
+        number = self.plan.rounds if now.phase == "evaluate" else now.round
         return number, len(now.accepted), len(now.cohort)
 
     @property
@@ -162,8 +163,8 @@ class RoundsCore:
     def following(self) -> Progress:
         """Say where the run stands once the open round has closed."""
         now = self.progress
-        if now.phase == "evaluate":
-            return Progress(now.round, "evaluate", known=now.known, finished=True)
+        if now.phase != "train":
+            return Progress(now.round, now.phase, known=now.known, finished=True)
         if now.round + 1 < self.plan.rounds:
             return Progress(now.round + 1, "train", known=now.known)
         return Progress(now.round + 1, "evaluate", known=now.known, finished=not self.plan.evaluate)

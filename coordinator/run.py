@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_runtime import algorithm, bundle, config, models
+from edge_runtime import algorithm, bundle, config, models, seed_set
 from edge_runtime.algorithm import Algorithm
 from edge_runtime.coordinator.actions import Plan
 from edge_runtime.errors import ConfigError
 from edge_runtime.message import check_name
+from edge_runtime.peers import Start
+from edge_runtime.seed_set import SeedSet
 from edge_runtime.setup import ModelCard, Setup
 from edge_runtime.tree import Flat
 
@@ -31,7 +33,7 @@ class RunConfig:
     cohort: int = 0
     """Devices per round (asynchronous: at work at the same time), drawn at random; 0: all."""
     habit: str = ""
-    """synchronous or asynchronous; empty: the algorithm's usual way."""
+    """synchronous, asynchronous or decentralised; empty: the algorithm's usual way."""
     buffer: int = 1
     """Asynchronous: updates that make a new version of the shared model; the run ends after rounds times devices."""
     quorum: float = 0.8
@@ -41,12 +43,23 @@ class RunConfig:
     evaluate: bool = True
     """Let every device evaluate the final model, which costs it one download of the whole shared model."""
     seed: int = 0
+    seed_samples: int = 0
+    """Size of the seed set that all devices are given, drawn from the training samples of [data]; 0: none."""
+    seed_file: str = ""
+    """Or an NPZ file that holds it: x, y and, if you like, class_names."""
     fleet: str = "default"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
         check_name(self.fleet, "run: fleet")
-        for name, low in (("rounds", 1), ("devices", 1), ("cohort", 0), ("buffer", 1), ("seed", 0)):
+        for name, low in (
+            ("rounds", 1),
+            ("devices", 1),
+            ("cohort", 0),
+            ("buffer", 1),
+            ("seed", 0),
+            ("seed_samples", 0),
+        ):
             if getattr(self, name) < low:
                 raise ConfigError(f"run: {name} must be at least {low}, not {getattr(self, name)}")
         if not 0 < self.quorum <= 1:
@@ -67,6 +80,17 @@ class Run:
     variants: tuple[tuple[str, Setup], ...] = ()
     """Patterns of device ids, and the run as those devices see it; the first that fits counts."""
 
+    @property
+    def deadline_s(self) -> float:
+        """Say how long the coordinator waits for a round; those of a decentralised run are one to it."""
+        return self.config.deadline_s * (self.config.rounds + 1 if self.config.habit == "decentralised" else 1)
+
+    def start(self, devices: tuple[str, ...]) -> Start:
+        """Say what these devices must know to go through a decentralised run; its algorithm has a topology."""
+        part, limit = self.config, self.plan("", 0).max_blob
+        topology, fanout = self.settings.topology, self.settings.peers
+        return Start(devices, part.rounds, part.deadline_s, topology, fanout, part.seed, limit)
+
     def plan(self, run: str, epoch: int) -> Plan:
         """Say what the protocol must know; an update may be a few times the model's size, never more."""
         part = self.config
@@ -78,14 +102,20 @@ class Run:
             part.cohort,
             part.quorum,
             part.evaluate,
-            max_blob=(1 << 16) + 16 * len(self.initial),
+            max_blob=(1 << 16) + 16 * max(len(self.initial), algorithm.wire_values(self.settings)),
+            decentralised=part.habit == "decentralised",
             asynchronous=part.habit == "asynchronous",
             buffer=part.buffer,
             seed=part.seed,
         )
 
 
-def prepare(run: RunConfig, table: dict[str, Any], variants: dict[str, dict[str, Any]] | None = None) -> Run:
+def prepare(
+    run: RunConfig,
+    table: dict[str, Any],
+    variants: dict[str, dict[str, Any]] | None = None,
+    seeds: SeedSet | None = None,
+) -> Run:
     """Check a run down to the last tensor, so that nothing can fail for a wrong setting later.
 
     Args:
@@ -93,6 +123,7 @@ def prepare(run: RunConfig, table: dict[str, Any], variants: dict[str, dict[str,
         table: the table [algorithm], kebab-case keys.
         variants: the tables [variant.NAME]: `devices`, a pattern of ids, and what these have of their own: `model`,
             and keys of [algorithm].
+        seeds: the seed set, for an algorithm that has one.
 
     Raises:
         ConfigError: an unknown algorithm, model or key; a setting that this model does not allow.
@@ -101,6 +132,9 @@ def prepare(run: RunConfig, table: dict[str, Any], variants: dict[str, dict[str,
     run = dataclasses.replace(run, habit=_habit(run, parts))
     fields = {field.name for field in dataclasses.fields(parts.Config)}
     table = {**table, **{name: value for name, value in _known(run).items() if name in fields}}
+    public = seed_set.encode(seeds) if seeds is not None and "seed_set" in fields else b""
+    if seeds is not None and public:
+        table["seed-set"] = seeds.identity.hex()
     settings = config.build(parts.Config, table, "algorithm")
     card, initial = _model(run.model, run.seed)
     kept = bundle.unpack(card.bundle).private if card.bundle else ()
@@ -109,7 +143,7 @@ def prepare(run: RunConfig, table: dict[str, Any], variants: dict[str, dict[str,
         settings = config.build(parts.Config, table, "algorithm")
     parts.Server(settings, card.layout, initial, {}, run.seed)
     private = algorithm.private_names(settings, card.layout)
-    description = Setup(run.algorithm, config.table(settings), card, run.seed, private)
+    description = Setup(run.algorithm, config.table(settings), card, run.seed, private, seed_set=public)
     made = tuple(_variant(parts, description, name, table, own) for name, own in (variants or {}).items())
     return Run(run, parts, settings, description, initial, made)
 

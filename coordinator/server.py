@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime import algorithm, setup
+from edge_runtime import algorithm, peers, setup
 from edge_runtime.algorithm import Server
 from edge_runtime.compression import codec
 from edge_runtime.coordinator.actions import (
@@ -56,12 +56,14 @@ class Coordinator:
             journal: the durable side.
             send: hands a message for a device to the network; may lose it.
         """
+        if plan.decentralised and journal.get("phase") is None:
+            journal.set("phase", "peers")
         self.core: RoundsCore | VersionsCore = _core(plan, journal.progress(plan.asynchronous))
         self.journal = journal
         self.garbage: dict[str, int] = {}
         self.latest: dict[str, dict[str, float]] = {}
         """Figures that came with the last accepted update of every device."""
-        self._parts, self._send = run.parts, send
+        self._run, self._parts, self._send = run, run.parts, send
         self._layout, self._private = run.description.model.layout, run.description.private
         self._seed = run.config.seed
         self._setups = [(pattern, setup.encode(seen)) for pattern, seen in (*run.variants, ("*", run.description))]
@@ -179,13 +181,16 @@ class Coordinator:
             self._send(device, dataclasses.replace(task, epoch=self.core.plan.epoch))
 
     def _down(self, device: str, first: bool) -> Blob:
+        if self.core.progress.phase == "peers":
+            return self._remember_blob(peers.encode_start(self._run.start(self.core.progress.cohort)))
         down = algorithm.encode(self.server.down(device, first))
         if self.core.progress.phase == "evaluate":
             down = algorithm.encode_evaluation(down, None if self._private else self.server.shared())
         return self._remember_blob(down)
 
     def _decode_up(self, payload: bytes) -> Any:
-        return algorithm.decode_up(payload, self._parts.Up, self._layout, self._private)
+        most = algorithm.wire_values(self._run.settings)
+        return algorithm.decode_up(payload, self._parts.Up, self._layout, self._private, most)
 
     def _remember_blob(self, data: bytes) -> Blob:
         """Keep a few blobs at hand; any other can be made again, so that memory does not grow with the fleet."""

@@ -54,7 +54,7 @@ def over_mqtt(run: Run, link: Link, folder: Path, broker: str, watch: Watch) -> 
         plan = run.plan(run_id, journal.next_epoch())
         coordinator = Coordinator(plan, run, journal, inbox.send)
         inbox.start()
-        serve(coordinator, inbox, transport, run.config.deadline_s, watch)
+        serve(coordinator, inbox, transport, run.deadline_s, watch)
         rows, rejected = figures.rows(journal.accepted(), run), journal.rejected()
         (folder / "model.bin").write_bytes(coordinator.server.shared().tobytes())
     finally:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_runtime import algorithm, trainer
-from edge_runtime.agent import Device
+from edge_runtime.agent import Device, TopicCircle, hear
 from edge_runtime.compute import DEFAULT, Compute
 from edge_runtime.coordinator import attacks
 from edge_runtime.coordinator.adversary import LABEL_FLIP, Adversary, Attack, flip_labels
@@ -21,7 +21,7 @@ from edge_runtime.coordinator.run import Run
 from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.data import DataConfig
 from edge_runtime.errors import RunError
-from edge_runtime.message import Message, Task, down_topic, encode, up_topic
+from edge_runtime.message import Message, Task, ask_topic, down_topic, encode, up_topic
 from edge_runtime.store import MemoryStore
 from edge_runtime.trainer_process import Outcome
 from edge_runtime.transport import CALM, Faults, Loopback, LoopbackEnd
@@ -168,9 +168,17 @@ def _device(bus: Loopback, fleet: str, name: str, store: MemoryStore, inline: In
     def send(message: Message) -> bool:
         return end.send(up_topic(fleet, name), encode(message))
 
-    device = Device(store, inline, send, "simulated", lambda run: {**_figures(end), "virtual-s": bus.now_s})
+    circle = TopicCircle(fleet, name, end, lambda: bus.now_s)
+    device = Device(store, inline, send, "simulated", lambda run: {**_figures(end), "virtual-s": bus.now_s}, circle)
     inline.attach(device.finished)
-    end.start([down_topic(fleet, name)], lambda topic, payload: device.receive(payload), lambda up: None)
+
+    def receive(topic: str, payload: bytes) -> None:
+        if topic == down_topic(fleet, name):
+            device.receive(payload)
+        else:
+            hear(device, topic, payload)
+
+    end.start([down_topic(fleet, name), ask_topic(fleet, name, "+")], receive, lambda up: None)
     device.start()
     return device
 

@@ -5,18 +5,33 @@ Nothing here needs numpy, so that an idle agent stays small.
 """
 
 import contextlib
+import hashlib
 import logging
 import queue
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
+from edge_runtime.among import Among, Circle
 from edge_runtime.devices import meter
 from edge_runtime.errors import DecodeError, DeviceError, EdgeError
-from edge_runtime.message import Blob, Chunk, Message, Task, decode, down_topic, encode, up_topic
-from edge_runtime.protocol import Action, Check, DeviceCore, Keep, Remember, Send, SendChunks, Train
+from edge_runtime.message import (
+    Blob,
+    Chunk,
+    Message,
+    Offer,
+    Task,
+    ask_topic,
+    decode,
+    down_topic,
+    encode,
+    peer_topic,
+    up_topic,
+)
+from edge_runtime.protocol import Action, Check, DeviceCore, Keep, Remember, Send, SendChunks, Talk, Train
 from edge_runtime.store import Store
 from edge_runtime.trainer_process import Outcome, ProcessTrainer
 from edge_runtime.transport import Traffic, Transport
@@ -46,25 +61,45 @@ class Device:
         send: Callable[[Message], bool],
         boot: str,
         figures: Callable[[str], dict[str, float]],
+        circle: Circle | None = None,
     ) -> None:
         """Take up where the store says this device was.
 
         `figures(run)` gives what is metered outside the trainer (bytes on the socket since the run's first task, RSS of
-        the agent): it goes along with each offer.
+        the agent): it goes along with each offer. Without a `circle` the device refuses runs among equals.
         """
         self.store = store
+        self.among: Among | None = None
         self.received_bytes = 0
         self.garbage = 0
         self._trainer, self._send, self._figures, self._boot = trainer, send, figures, boot
+        self._circle = circle
         self._broken = False
         self.core = self._load()
 
     def _load(self) -> DeviceCore:
-        return DeviceCore(self.store.load(), self.store.held(), self._boot)
+        memory = self.store.load()
+        core = DeviceCore(memory, self.store.held(), self._boot)
+        self.among = None if memory.talk is None else self._gather(memory.talk)
+        if self.among is not None and not self.among.core.done:
+            core.resume(self.among.task)
+        return core
+
+    def _gather(self, talk: Talk) -> Among:
+        if self._circle is None:
+            raise DecodeError("this device takes no part in runs among equals")
+        return Among(talk, self.store, self._circle, self._trainer.start, self._remember_said)
+
+    @property
+    def waiting(self) -> bool:
+        """Say whether something is outstanding, so that `tick` should come soon."""
+        return self.core.waiting or (self.among is not None and self.among.core.waiting)
 
     def start(self) -> None:
-        """Say hello."""
+        """Say hello, and go on with a run among equals."""
         self._do(self.core.start())
+        if self.among is not None:
+            self._guard(self.among.begin)
 
     def tick(self) -> None:
         """Repeat what is outstanding. After a failed write: try the disk, and start anew once it is mended."""
@@ -72,7 +107,11 @@ class Device:
             self.store.probe()
             self._broken = False
             self.core = self._load()
+            if self.among is not None:
+                self._guard(self.among.begin)
         self._do(self.core.tick())
+        if self.among is not None:
+            self._guard(self.among.tick)
 
     def receive(self, data: bytes) -> None:
         """Take hostile bytes from the network: what is not a message is counted and dropped."""
@@ -84,14 +123,24 @@ class Device:
             return
         self.handle(message)
 
+    def receive_from(self, peer: str, data: bytes, to_all: bool) -> None:
+        """Take hostile bytes from a peer, said to all or to this device only; outside a run among equals: drop them."""
+        among = self.among
+        if among is not None:
+            self._guard(lambda: among.receive(peer, data, to_all))
+
     def handle(self, message: Message) -> None:
         """Take a message."""
         self._do(self.core.handle(message))
 
     def finished(self, task: Task, outcome: Outcome) -> None:
         """Take what the trainer reports: durable first, offered then."""
+        among = self.among if task.phase == "peers" else None
         if outcome.reason:
-            self._do(self.core.failed(task, outcome.reason))
+            self._do(self.core.failed(task if among is None else among.task, outcome.reason))
+            return
+        if among is not None:
+            self._guard(lambda: among.finished(task, outcome))
             return
         try:
             blob = self.store.put(outcome.payload, outcome.state)
@@ -103,10 +152,13 @@ class Device:
         self._do(self.core.trained(task, blob, metrics))
 
     def _do(self, actions: list[Action]) -> None:
+        self._guard(lambda: self._carry_out(actions))
+
+    def _guard(self, event: Callable[[], None]) -> None:
         if self._broken:
             return
         try:
-            self._carry_out(actions)
+            event()
         except DeviceError:
             # What the core believes may not be on the disk: forget it, as a crash would, until the disk is mended.
             self._broken = True
@@ -123,31 +175,89 @@ class Device:
                     self.store.keep(action.blob, action.chunk)
                 case Check():
                     self._carry_out(self.core.checked(action.blob, self.store.check(action.blob)))
+                case Train() if action.task.phase == "peers":
+                    self._begin(action.task)
                 case Train():
+                    self.among = None
                     self._trainer.start(action.task)
                 case Remember():
                     self.store.remember(action.memory)
+
+    def _begin(self, task: Task) -> None:
+        """Begin a run among equals."""
+        known = self.core.memory.talk
+        talk = known if known is not None and known.task.run == task.run else Talk(task)
+        try:
+            self.among = self._gather(talk)
+        except DecodeError as error:
+            self._carry_out(self.core.failed(task, str(error)))
+            return
+        self._remember_said(talk.said, done=False)
+        self.among.begin()
+
+    def _remember_said(self, said: tuple[Offer, ...], done: bool) -> None:
+        """Make durable what this device said to its peers; at the end of the run, offer the coordinator its figures."""
+        if self.among is None:
+            raise AssertionError("nothing is said outside a run among equals")
+        task, metrics = self.among.task, self.among.metrics
+        self.core.memory = replace(self.core.memory, talk=Talk(task, said))
+        if done:
+            nothing = Blob(hashlib.sha256(b"").hexdigest(), 0)
+            self._carry_out(self.core.trained(task, nothing, {**metrics, **self._figures(task.run)}))
+        else:
+            self.store.remember(self.core.memory)
 
     def _send_chunks(self, blob: Blob, indices: tuple[int, ...]) -> None:
         for index in indices:
             self._send(Chunk(blob.digest, index, self.store.read(blob.digest, *blob.span(index))))
 
 
+class TopicCircle:
+    """Reaches peers by topics of a transport; implements `among.Circle`."""
+
+    def __init__(self, fleet: str, name: str, transport: Transport, clock: Callable[[], float]) -> None:
+        self.name = name
+        self._fleet, self._transport, self._clock = fleet, transport, clock
+
+    def join(self, names: Sequence[str]) -> None:
+        """Subscribe to the topics on which these speak."""
+        self._transport.listen([peer_topic(self._fleet, name) for name in names])
+
+    def say(self, message: Message) -> None:
+        """Publish on the topic on which this device speaks."""
+        self._transport.send(peer_topic(self._fleet, self.name), encode(message))
+
+    def ask(self, peer: str, message: Message) -> None:
+        """Publish on the topic on which that peer is asked."""
+        self._transport.send(ask_topic(self._fleet, peer, self.name), encode(message))
+
+    def now_s(self) -> float:
+        """Read the clock."""
+        return self._clock()
+
+
+def hear(device: Device, topic: str, payload: bytes) -> None:
+    """Give a device what came on the topic of a peer, or on that on which it is asked."""
+    _, _, kind, *_, peer = topic.split("/")
+    device.receive_from(peer, payload, to_all=kind == "peer")
+
+
 class Agent:
     """A device on a transport: the loop that feeds it."""
 
     def __init__(self, fleet: str, device: str, store: Store, trainer: ProcessTrainer, transport: Transport) -> None:
-        self._topics = up_topic(fleet, device), down_topic(fleet, device)
+        self._topics = up_topic(fleet, device), down_topic(fleet, device), ask_topic(fleet, device, "+")
         self._events: queue.Queue[Callable[[], None]] = queue.Queue(_MAX_QUEUE)
         self._transport, self._trainer = transport, trainer
         trainer.attach(self._finished)
         self._idle_rss_bytes = 0
         self._since: dict[str, Traffic] = {}
-        self.device = Device(store, trainer, self._send, secrets.token_hex(8), self._figures)
+        circle = TopicCircle(fleet, device, transport, time.monotonic)
+        self.device = Device(store, trainer, self._send, secrets.token_hex(8), self._figures, circle)
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Serve until `stop()`; a store that cannot be written pauses the device, and is tried again."""
-        self._transport.start([self._topics[1]], self._receive, self._connected)
+        self._transport.start(self._topics[1:], self._receive, self._connected)
         self._idle_rss_bytes = meter.rss_bytes()
         due = time.monotonic()
         wait_s = _TICK_S
@@ -157,9 +267,9 @@ class Agent:
                     wait_s = _TICK_S
                 if time.monotonic() >= due:
                     self._guard(self.device.tick)
-                    wait_s = min(2 * wait_s, _HEARTBEAT_S) if self.device.core.waiting else _HEARTBEAT_S
+                    wait_s = min(2 * wait_s, _HEARTBEAT_S) if self.device.waiting else _HEARTBEAT_S
                     due = time.monotonic() + wait_s * random.uniform(0.5, 1.0)  # noqa: S311  # jitter, no secret
-                elif self.device.core.waiting:
+                elif self.device.waiting:
                     due = min(due, time.monotonic() + wait_s)
                 self._check_link()
         finally:
@@ -192,8 +302,11 @@ class Agent:
     def _finished(self, task: Task, outcome: Outcome) -> None:
         self._events.put(lambda: self.device.finished(task, outcome))
 
-    def _receive(self, _topic: str, payload: bytes) -> None:
-        self._post(lambda: self._on_message(payload))
+    def _receive(self, topic: str, payload: bytes) -> None:
+        if topic == self._topics[1]:
+            self._post(lambda: self._on_message(payload))
+        else:
+            self._post(lambda: hear(self.device, topic, payload))
 
     def _on_message(self, payload: bytes) -> None:
         before = self.device.core.task

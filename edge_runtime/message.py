@@ -11,7 +11,8 @@ that name, no others and none missing. A chunk of a blob is binary, little-endia
     42      n     data, 1 to 119,958 bytes (a message is at most 120,000 bytes long)
 
 Topics carry the device id as a level of its own, so that a broker's ACL can match it: `edge/FLEET/up/DEVICE` towards
-the coordinator, `edge/FLEET/down/DEVICE` towards the device.
+the coordinator, `edge/FLEET/down/DEVICE` towards the device; in a run among equals `edge/FLEET/peer/DEVICE`, on which a
+device speaks to all who listen to it, and `edge/FLEET/ask/DEVICE/PEER`, on which a peer asks it for something.
 
 Everything big is a blob: bytes known by their SHA-256. The sender only ever names a blob (in `Task` or `Offer`); the
 receiver asks for the chunks it lacks (`Need`). A message may be lost, doubled or late: each can be repeated safely.
@@ -86,7 +87,7 @@ class Task:
     """Counts the coordinator's starts; a device ignores a lower one than it has seen in this run."""
     round: int
     phase: str
-    """`train` or `evaluate`."""
+    """`train`, `evaluate`, or `peers`: go through a whole run with these peers (`peers.py`)."""
     base: str
     """Digest of the last update of this device that was applied; empty: start without state."""
     setup: Blob
@@ -95,7 +96,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Status:
-    """Device: I have that task and am at it."""
+    """Device: I have that task and am at it. To a peer: I am `listening` for what you said in that round."""
 
     run: str
     round: int
@@ -104,7 +105,10 @@ class Status:
 
 @dataclass(frozen=True)
 class Refuse:
-    """Device: I cannot do that task. `lost`: only because I no longer have the state `base` names."""
+    """Device: I cannot do that task. `lost`: only because I no longer have what it takes.
+
+    To a peer: what I said in that round is lost.
+    """
 
     run: str
     round: int
@@ -156,9 +160,9 @@ Message = Hello | Welcome | Task | Status | Refuse | Offer | Need | Fate | Chunk
 _KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Hello, Welcome, Task, Status, Refuse, Offer, Need, Fate)}
 _HINTS = {kind: typing.get_type_hints(kind) for kind in (*_KINDS.values(), Blob)}
 _WORDS = {
-    "phase": ("train", "evaluate"),
+    "phase": ("train", "evaluate", "peers"),
     "fate": ("applied", "late", "rejected", "gone"),
-    "doing": ("fetching", "training"),
+    "doing": ("fetching", "training", "listening"),
 }
 
 
@@ -170,6 +174,16 @@ def up_topic(fleet: str, device: str) -> str:
 def down_topic(fleet: str, device: str) -> str:
     """Name the topic on which a device listens."""
     return f"edge/{fleet}/down/{device}"
+
+
+def peer_topic(fleet: str, device: str) -> str:
+    """Name the topic on which a device speaks to its peers."""
+    return f"edge/{fleet}/peer/{device}"
+
+
+def ask_topic(fleet: str, device: str, peer: str) -> str:
+    """Name the topic on which a peer asks a device; `+` for the peer matches every peer."""
+    return f"edge/{fleet}/ask/{device}/{peer}"
 
 
 def check_name(name: str, what: str) -> str:

@@ -57,6 +57,8 @@ class Mqtt:
         self.callback_failures = 0
         self._link = link
         self._topics: list[str] = []
+        self._subscribed: list[str] = []
+        self._subscription: int | None = None
         self._receive: Receive = lambda topic, payload: None
         self._connected: Connected = lambda up: None
         self._up = self._was_up = False
@@ -77,7 +79,7 @@ class Mqtt:
         Raises:
             LinkError: no broker there, or it refuses us: the address, why, and what to do.
         """
-        self._topics, self._receive, self._connected = list(topics), receive, connected
+        self._topics, self._receive, self._connected = [*topics, *self._topics], receive, connected
         self._thread.start()
         # The network thread has deadlines of its own; this one is for a name server that does not answer.
         if not self._started.wait(2 * CONNECT_S + _ANSWER_S):
@@ -85,6 +87,13 @@ class Mqtt:
         if not self._was_up:
             self.close()
             raise LinkError(self._trouble)
+
+    def listen(self, topics: Sequence[str]) -> None:
+        """Subscribe to more topics, from now on and after every reconnection; a refusal is logged."""
+        more = [topic for topic in topics if topic not in self._topics]
+        self._topics = [*self._topics, *more]  # before asking: a reconnection in between then subscribes to them too
+        if more and self._up:
+            self._client.subscribe([(topic, 0) for topic in more])
 
     def send(self, topic: str, payload: bytes) -> bool:
         """Hand one message over; False if the link is down or too much is waiting for it. Any thread may call this.
@@ -245,12 +254,17 @@ class Mqtt:
             self._trouble = f"the broker at {self._link.address} refuses {who} ({reason}): check -u and -P"
             client.disconnect()
         elif self._topics:
-            client.subscribe([(topic, 0) for topic in self._topics])
+            self._subscribed = self._topics
+            _, self._subscription = client.subscribe([(topic, 0) for topic in self._subscribed])
         else:
             self._ready()
 
-    def _on_subscribe(self, client: paho.Client, _data: Any, _mid: int, reasons: list[ReasonCode], _more: Any) -> None:
-        refused = [topic for topic, reason in zip(self._topics, reasons, strict=False) if reason.is_failure]
+    def _on_subscribe(self, client: paho.Client, _data: Any, mid: int, reasons: list[ReasonCode], _more: Any) -> None:
+        if mid != self._subscription:
+            if any(reason.is_failure for reason in reasons):
+                log.warning("the broker at %s does not let %r listen", self._link.address, self._link.client_id)
+            return
+        refused = [topic for topic, reason in zip(self._subscribed, reasons, strict=False) if reason.is_failure]
         if refused:
             self._trouble = (
                 f"the broker at {self._link.address} does not let {self._link.client_id!r} read {refused[0]}"

@@ -18,6 +18,16 @@ from edge_runtime.transfer import Incoming
 
 
 @dataclass(frozen=True)
+class Talk:
+    """A run among equals, as far as this device has come in it."""
+
+    task: Task
+    """The coordinator's, by which it began."""
+    said: tuple[Offer, ...] = ()
+    """What this device said last, oldest first; the state that the newest left is in force."""
+
+
+@dataclass(frozen=True)
 class Memory:
     """What a device must not forget."""
 
@@ -30,6 +40,7 @@ class Memory:
     setup: str = ""
     """Digest of the run's setup, kept for its next round."""
     pending: Offer | None = None
+    talk: Talk | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,10 @@ class DeviceCore:
         self._boot = boot
         self._incoming: Incoming | None = None
 
+    def resume(self, task: Task) -> None:
+        """Be at a run among equals again that the memory says is not over."""
+        self.task, self.doing = task, "training"
+
     @property
     def waiting(self) -> bool:
         """Say whether something is outstanding, so that `tick` should come soon."""
@@ -134,7 +149,8 @@ class DeviceCore:
         if self.task is None or not _same(task, self.task):
             return []
         offer = Offer(task.run, task.round, task.phase, blob, metrics)
-        self.memory = Memory(task.run, self.task.epoch, task.round, task.base, task.setup.digest, offer)
+        talk = self.memory.talk if self.memory.talk and self.memory.talk.task.run == task.run else None
+        self.memory = Memory(task.run, self.task.epoch, task.round, task.base, task.setup.digest, offer, talk)
         self._held = {task.setup.digest, blob.digest}
         self._rest()
         return [Remember(self.memory), *self._offer()]

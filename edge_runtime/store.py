@@ -16,12 +16,12 @@ import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.files import write_atomic
-from edge_runtime.message import Blob, Chunk, Offer
-from edge_runtime.protocol import Memory
+from edge_runtime.message import Blob, Chunk, Offer, Task
+from edge_runtime.protocol import Memory, Talk
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +65,20 @@ class Store(Protocol):
         """Make a result durable: the payload of an update, and the state to be in force once it is applied."""
         ...
 
+    def write(self, data: bytes) -> Blob:
+        """Hold a blob for the trainer, until the next `remember`."""
+        ...
+
 
 def named(memory: Memory) -> tuple[set[str], set[str]]:
     """Say which blobs and which states `memory` names."""
     pending = {memory.pending.blob.digest} if memory.pending else set()
-    return {memory.setup} | pending, {memory.base} | pending
+    blobs, states = {memory.setup} | pending, {memory.base} | pending
+    if memory.talk is not None:
+        said = [offer.blob.digest for offer in memory.talk.said]
+        blobs |= {memory.talk.task.setup.digest, memory.talk.task.down.digest, *said}
+        states |= {*said[-1:]}
+    return blobs, states
 
 
 class FileStore:
@@ -177,6 +186,12 @@ class FileStore:
         write_atomic(self.folder / "blobs" / blob.digest, payload)
         return blob
 
+    def write(self, data: bytes) -> Blob:
+        """Write a blob."""
+        blob = Blob(hashlib.sha256(data).hexdigest(), len(data))
+        write_atomic(self.folder / "blobs" / blob.digest, data)
+        return blob
+
 
 class MemoryStore:
     """A Store without a disk. Survives a simulated crash as a disk would: everything put is kept."""
@@ -234,6 +249,12 @@ class MemoryStore:
         self.blobs[blob.digest] = payload
         return blob
 
+    def write(self, data: bytes) -> Blob:
+        """Hold a blob."""
+        blob = Blob(hashlib.sha256(data).hexdigest(), len(data))
+        self.blobs[blob.digest] = data
+        return blob
+
 
 def _lock(folder: Path) -> IO[bytes]:
     try:
@@ -256,9 +277,13 @@ def _digest_of(record: dict[str, object]) -> str:
 
 
 def _memory(record: dict[str, object]) -> Memory:
-    pending = record.pop("pending")
-    memory = Memory(**record)  # type: ignore[arg-type]  # the checksum vouches for the types
-    if not isinstance(pending, dict):
-        return memory
-    offer = Offer(**{**pending, "blob": Blob(**pending["blob"])})
-    return Memory(memory.run, memory.epoch, memory.round, memory.base, memory.setup, offer)
+    fields: dict[str, Any] = dict(record)  # the checksum vouches for the types
+    talk, pending = fields.pop("talk", None), fields.pop("pending")
+    if talk is not None:
+        task = {**talk["task"], "setup": Blob(**talk["task"]["setup"]), "down": Blob(**talk["task"]["down"])}
+        talk = Talk(Task(**task), tuple(_offer(offer) for offer in talk["said"]))
+    return Memory(**fields, pending=pending and _offer(pending), talk=talk)
+
+
+def _offer(record: dict[str, Any]) -> Offer:
+    return Offer(**{**record, "blob": Blob(**record["blob"])})

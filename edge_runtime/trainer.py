@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_runtime import algorithm, bundle, config, data, losses, models, setup
-from edge_runtime.algorithm import Fitted, Model, OwnModel, Weighs
+import numpy as np
+
+from edge_runtime import algorithm, bundle, config, data, losses, models, peers, seed_set, setup
+from edge_runtime.algorithm import Fitted, Model, OwnModel, Server, Weighs
 from edge_runtime.compression import codec
 from edge_runtime.compute import DEFAULT, Compute
 from edge_runtime.devices import meter
@@ -75,9 +77,12 @@ def _work(job: Job, task: Task, store: Store, workshop: Workshop) -> Outcome:
     model = _own(job, run, shared_model, workshop) if parts.Client.own_model else shared_model
     kept = store.state(task.base)
     state = None if kept is None else codec.decode_state(kept, 4 * (model.layout.size + shared_model.layout.size))
-    shared, down = _unpack(task, store.read(task.down.digest), parts, shared_model.layout)
+    received = store.read(task.down.digest)
+    shared, down, faults = _unpack(job.device, task, received, run, parts, settings, shared_model.layout)
     client = parts.Client(settings, model, state)
-    batches = data.SeededBatches(split.x_train, split.y_train, _seed(run.seed, job.device, task.round))
+    seeds = seed_set.decode(run.seed_set) if run.seed_set else None
+    seed = _seed(run.seed, job.device, task.round)
+    batches = data.SeededBatches(split.x_train, split.y_train, seed, split.class_names, seeds)
     before = client.personal(down)
     _check_room(job.compute, name, before, getattr(settings, "batch_size", 1))
     _check_fit(name, before, split)
@@ -92,7 +97,7 @@ def _work(job: Job, task: Task, store: Store, workshop: Workshop) -> Outcome:
     if task.phase == "evaluate":
         return Outcome(metrics=metrics)
     sent = algorithm.encode_up(up, shared_model.layout, run.private)
-    return Outcome(sent, codec.encode_state(client.state()), metrics)
+    return Outcome(sent, codec.encode_state(client.state()), metrics, faults=faults)
 
 
 def _check_private(run: setup.Setup, found: tuple[str, ...]) -> None:
@@ -169,11 +174,45 @@ def _check_fit(name: str, fitted: Fitted, split: data.Split) -> None:
         )
 
 
-def _unpack(task: Task, down_bytes: bytes, parts: algorithm.Algorithm, layout: Layout) -> tuple[Flat | None, Any]:
+def _unpack(
+    device: str,
+    task: Task,
+    received: bytes,
+    run: setup.Setup,
+    parts: algorithm.Algorithm,
+    settings: Any,
+    layout: Layout,
+) -> tuple[Flat | None, Any, dict[str, str]]:
+    """Give the whole shared model where it has come, the Down, and why the Ups of some peers made no sense."""
+    most = algorithm.wire_values(settings)
+    if task.phase == "peers":
+        server = parts.Server(settings, layout, np.zeros(layout.size, np.float32), {}, run.seed)
+        ups = peers.unpack(received)
+        down, faults = _listen(
+            server, device, task, ups, lambda up: algorithm.decode_up(up, parts.Up, layout, run.private, most)
+        )
+        return None, down, faults
     if task.phase == "train":
-        return None, algorithm.decode(down_bytes, parts.Down, layout)
-    down, shared = algorithm.decode_evaluation(down_bytes, layout)
-    return shared, algorithm.decode(down, parts.Down, layout)
+        return None, algorithm.decode(received, parts.Down, layout, most), {}
+    packed, shared = algorithm.decode_evaluation(received, layout)
+    return shared, algorithm.decode(packed, parts.Down, layout, most), {}
+
+
+def _listen(
+    server: Server, device: str, task: Task, ups: dict[str, bytes], decode: Callable[[bytes], Any]
+) -> tuple[Any, dict[str, str]]:
+    """Make the Down of a run among equals from what the neighbours said in the round before."""
+    faults = {}
+    while server.round + 1 < task.round:
+        server.close()
+    for peer, up in sorted(ups.items()):
+        try:
+            server.absorb(peer, decode(up))
+        except DecodeError as error:
+            faults[peer] = str(error)
+    if task.round:
+        server.close()
+    return server.down(device, not task.base), faults
 
 
 def _seed(seed: int, device: str, round_: int) -> list[int]:
@@ -202,7 +241,8 @@ def serve(read_line: Callable[[], bytes], write: Callable[[bytes], object]) -> N
         job = _job(record["job"])
         result = _serve_task(job, record["task"], Path(record["store"])) if record["task"] else check(job)
         metrics = {**result.metrics, "trainer-peak-rss-bytes": float(meter.peak_rss_bytes())}
-        head = {"metrics": metrics, "reason": result.reason, "payload": len(result.payload), "state": len(result.state)}
+        head: dict[str, Any] = {"metrics": metrics, "reason": result.reason, "faults": result.faults}
+        head |= {"payload": len(result.payload), "state": len(result.state)}
         for part in (json.dumps(head).encode() + b"\n", result.payload, result.state):
             write(part)
 

@@ -32,6 +32,8 @@ class Outcome:
     state: bytes = b""
     metrics: dict[str, float] = field(default_factory=dict)
     reason: str = ""
+    faults: dict[str, str] = field(default_factory=dict)
+    """Peers whose message made no sense, and why."""
 
 
 class ProcessTrainer:
@@ -108,7 +110,7 @@ def _ask(child: subprocess.Popen[bytes], request: dict[str, Any]) -> Outcome:
         status = child.wait()
         how = f"signal {-status}" if status < 0 else f"exit status {status}"
         return Outcome(reason=f"the trainer process died ({how}); its last words are in the agent's log")
-    return Outcome(payload, state, head["metrics"], head["reason"])
+    return Outcome(payload, state, head["metrics"], head["reason"], head["faults"])
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

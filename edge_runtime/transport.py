@@ -37,6 +37,10 @@ class Transport(Protocol):
         """
         ...
 
+    def listen(self, topics: Sequence[str]) -> None:
+        """Subscribe to more topics, after `start` and after every reconnection. What was said before is missed."""
+        ...
+
     def send(self, topic: str, payload: bytes) -> bool:
         """Hand one message over; False if it was dropped because the link is down or its queue is full."""
         ...
@@ -129,9 +133,14 @@ class LoopbackEnd:
 
     def start(self, topics: Sequence[str], receive: Receive, connected: Connected) -> None:
         """Listen to `topics`."""
-        self.topics, self._receive = topics, receive
+        self.topics, self._receive = [*topics, *self.topics], receive
         self._bus.subscriptions_changed()
         connected(True)
+
+    def listen(self, topics: Sequence[str]) -> None:
+        """Listen to more topics."""
+        self.topics = [*self.topics, *(topic for topic in topics if topic not in self.topics)]
+        self._bus.subscriptions_changed()
 
     def send(self, topic: str, payload: bytes) -> bool:
         """Post a message."""

@@ -1,5 +1,7 @@
 """Real brokers, real agents, real data: what a person runs."""
 
+import hashlib
+import json
 import os
 import signal
 import socket
@@ -7,19 +9,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge_runtime import config
+from edge_runtime.compression import codec
 from edge_runtime.coordinator import broker as brokers
 from edge_runtime.coordinator import fleet, session
+from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import Run, RunConfig, prepare
 from edge_runtime.coordinator.server import Coordinator
-from edge_runtime.coordinator.simulate import Scene
-from edge_runtime.data import DataConfig, device_names
+from edge_runtime.coordinator.simulate import Scene, simulate
+from edge_runtime.data import DataConfig, device_names, seed_set
 from edge_runtime.errors import RunError
 from edge_runtime.link import Link
 from edge_runtime.mqtt import Mqtt
@@ -132,6 +136,59 @@ def test_a_coordinator_that_was_killed_goes_on_with_the_same_run(
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "fedspa" / "model.bin").read_bytes() == in_memory
+
+
+def said_by(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Read what a device has said to its peers, as far as its store remembers."""
+    path = folder / "devices" / name / "memory.json"
+    record = json.loads(path.read_bytes()) if path.exists() else {}
+    return (record.get("talk") or {"said": []})["said"]
+
+
+def wait_until(true: Callable[[], bool], limit_s: float = 90.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.1)
+
+
+def test_a_decentralised_run_goes_on_without_its_coordinator_to_the_same_bits_as_with_one(
+    broker: brokers.Broker, tmp_path: Path
+) -> None:
+    rounds, own = 4, DataConfig(labels_per_class=3, parts=3)
+    settings = RunConfig("fedh2l", rounds=rounds, devices=3, evaluate=False, seed_samples=21)
+    seeds = seed_set(own, 21, config.cache_folder())
+    run = prepare(settings, {"local-steps": 3, "lr": 0.05}, {}, seeds)
+    journal = Journal(tmp_path / "memory")
+    simulate(run, "run", Scene(own, NAMES, config.cache_folder()), journal, lambda coordinator: None)
+    expected = {}
+    for name in NAMES:
+        round_, said, *_ = codec.decode(journal.memories[name], 21 * 7)
+        expected[name] = hashlib.sha256(codec.encode([round_, seeds.identity, said])).hexdigest()
+    journal.close()
+
+    command = [sys.executable, "-m", "edge_runtime.coordinator.cli", "start", "-p", str(broker.port), "--json"]
+    command += ["--folder", str(tmp_path / "run"), "--runs", str(tmp_path), "--rounds", str(rounds)]
+    command += ["--algorithm", "fedh2l"]
+    for setting in (
+        *("run.habit=decentralised", "run.devices=3", "run.evaluate=false", "run.seed-samples=21"),
+        *("data.labels-per-class=3", "data.parts=3", "algorithm.local-steps=3", "algorithm.lr=0.05"),
+    ):
+        command += ["--set", setting]
+    with fleet.agents(NAMES, broker, FLAGS, tmp_path, warm=False):
+        first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_until(lambda: all(said_by(tmp_path, name) for name in NAMES))
+        first.kill()
+        first.wait()
+        assert not all(said_by(tmp_path, name)[-1]["round"] == rounds - 1 for name in NAMES)
+        wait_until(lambda: all(said_by(tmp_path, name)[-1]["round"] == rounds - 1 for name in NAMES))
+        stores = {name: said_by(tmp_path, name)[-1]["blob"]["digest"] for name in NAMES}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert stores == expected
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [device["id"] for device in report["devices"]] == sorted(NAMES)
+    assert all(device["accuracy_personal"] is not None for device in report["devices"])
 
 
 def agent(*flags: str, store: Path) -> "subprocess.CompletedProcess[str]":
