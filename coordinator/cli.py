@@ -48,6 +48,7 @@ _USUAL: dict[str, dict[str, dict[str, Any]]] = {
     "persafl": {"algorithm": {"option": "C", "inner-lr": 0.05, "server-lr": 0.2}},
     "ffgg": {"algorithm": {"variant": "local", "private-lr": 0.05}},
     "fedh2l": {
+        "run": {"seed-samples": 140},
         "variant": {
             "small": {"devices": "person-*[147]-*", "model": "watch-cnn-small"},
             "mlp": {"devices": "person-*[258]-*", "model": "watch-mlp"},

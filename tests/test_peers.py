@@ -20,6 +20,7 @@ from edge_runtime.errors import DecodeError, DeviceError
 from edge_runtime.message import (
     Blob,
     Chunk,
+    Fate,
     Need,
     Offer,
     Refuse,
@@ -27,6 +28,7 @@ from edge_runtime.message import (
     Task,
     ask_topic,
     down_topic,
+    encode,
 )
 from edge_runtime.peers import KEPT, Ask, Learn, PeersCore, Remember, Say, SayChunks, Start
 from edge_runtime.store import FileStore, MemoryStore
@@ -298,6 +300,38 @@ def test_a_run_among_equals_survives_in_the_store(tmp_path: Any) -> None:
     assert store.state(blob_of(b"up").digest) == b"state"
     assert store.held() == {setup.digest, down.digest, blob_of(b"up").digest}
     store.close()
+
+
+def test_faults_of_peers_are_counted_by_name_and_reported_in_sum() -> None:
+    store, tasks, sent = MemoryStore(), list[Task](), list[Any]()
+    setup, down = store.write(b"setup"), store.write(peers.encode_start(dataclasses.replace(START, rounds=2)))
+    circle = TopicCircle("f", "a", Loopback().end(), lambda: 0.0)
+    trainer: Any = SimpleNamespace(start=tasks.append)
+    device = Device(store, trainer, sent.append, "boot", lambda run: {}, circle)  # type: ignore[arg-type]
+    device.handle(Task("run", 1, 0, "peers", "", setup, down))
+    device.finished(tasks[-1], Outcome(b"a0", b"state"))
+    for peer, data in (("b", b"b0"), ("c", b"c0")):
+        for message in (offer_of(data, 0), Chunk(blob_of(data).digest, 0, data)):
+            device.receive_from(peer, encode(message), to_all=True)
+    device.finished(tasks[-1], Outcome(b"a1", b"state", {"loss": 1.0}, faults={"c": "not posteriors"}))
+    assert device.among is not None
+    assert device.among.core.faults == {"c": 1}
+    assert (sent[-1].round, sent[-1].phase, sent[-1].blob.size) == (0, "peers", 0)
+    assert sent[-1].metrics["peers-unfit"] == sent[-1].metrics["loss"] == 1.0
+    device.handle(Fate("run", 0, "peers", sent[-1].blob.digest, "applied"))
+    assert store.memory.pending is None
+    assert store.memory.talk is not None  # peers that are behind may still ask
+
+
+def test_a_round_that_fails_is_told_to_the_coordinator() -> None:
+    store, tasks, sent = MemoryStore(), list[Task](), list[Any]()
+    setup, down = store.write(b"setup"), store.write(peers.encode_start(START))
+    circle = TopicCircle("f", "a", Loopback().end(), lambda: 0.0)
+    trainer: Any = SimpleNamespace(start=tasks.append)
+    device = Device(store, trainer, sent.append, "boot", lambda run: {}, circle)  # type: ignore[arg-type]
+    device.handle(Task("run", 1, 0, "peers", "", setup, down))
+    device.finished(tasks[-1], Outcome(reason="training diverged"))
+    assert sent[-1] == Refuse("run", 0, False, "training diverged")
 
 
 def a_device(store: Any, train: Callable[[Task], None]) -> Device:

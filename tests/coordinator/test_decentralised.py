@@ -3,16 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from edge_runtime import config, data
+from edge_runtime import algorithm, config, data, peers, setup, trainer
+from edge_runtime.algorithms.fedh2l import Up
 from edge_runtime.coordinator import simulate as simulation
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import Run, RunConfig, prepare
 from edge_runtime.coordinator.simulate import Scene
 from edge_runtime.data import DataConfig
 from edge_runtime.errors import ConfigError
+from edge_runtime.message import Task
 from edge_runtime.store import MemoryStore
+from edge_runtime.trainer_process import Outcome
 from edge_runtime.transport import CALM, Faults
 
 DATA = DataConfig(labels_per_class=3, parts=4)
@@ -85,3 +89,37 @@ def test_an_algorithm_that_needs_a_coordinator_is_refused() -> None:
 def test_a_coordinator_waits_for_all_rounds_at_once() -> None:
     assert a_run("decentralised", rounds=9, deadline_s=2.0).deadline_s == 20.0
     assert a_run("synchronous", rounds=9, deadline_s=2.0).deadline_s == 2.0
+
+
+def work(run: Run, store: MemoryStore, round_: int, base: str, heard: dict[str, bytes]) -> Outcome:
+    """Do a round of the first device with what it heard."""
+    task = Task(
+        "run", 1, round_, "peers", base, store.write(setup.encode(run.description)), store.write(peers.pack(heard))
+    )
+    return trainer.work(trainer.Job(NAMES[0], DATA, str(config.cache_folder())), task, store)
+
+
+def test_what_a_peer_says_that_makes_no_sense_is_left_out_and_laid_at_its_door() -> None:
+    run, store = a_run("decentralised"), MemoryStore()
+    first = work(run, store, 0, "", {})
+    base = store.put(first.payload, first.state).digest
+    identity = run.settings.identity
+    said = np.tile(np.eye(7, dtype=np.float32)[0], 28)
+    good, nan = algorithm.encode(Up(0, identity, said)), algorithm.encode(Up(0, identity, said * np.nan))
+    other = algorithm.encode(Up(0, identity[:-1] + b"?", said))
+    late = algorithm.encode(Up(1, identity, said))
+
+    alone = work(run, store, 1, base, {"good": good})
+    among = work(run, store, 1, base, {"good": good, "nan": nan, "other": other, "late": late, "mute": b"?"})
+
+    assert alone.payload == among.payload != work(run, store, 1, base, {}).payload
+    assert alone.faults == {}
+    assert sorted(among.faults) == ["late", "mute", "nan", "other"]
+    assert "not finite" in among.faults["nan"]
+    assert "the seed set of other differs: samples, labels or their order" in among.faults["other"]
+    assert "round 1, not 0" in among.faults["late"]
+
+
+def test_a_run_of_fedh2l_without_a_seed_set_is_refused_before_it_starts() -> None:
+    with pytest.raises(ConfigError, match=r"needs a seed set; say run\.seed-samples or run\.seed-file"):
+        prepare(RunConfig("fedh2l"), {})
