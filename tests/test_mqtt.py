@@ -192,6 +192,26 @@ def test_after_a_restart_of_the_broker_the_link_is_back_subscribed_and_its_bytes
     assert 100_000 <= traffic.down_bytes < 100_500
 
 
+def test_topics_that_are_added_later_are_listened_to_and_still_are_after_a_reconnection(
+    broker: brokers.Broker, connect: Callable[..., End]
+) -> None:
+    talker, listener = connect(broker.port, "talker", []), connect(broker.port, "listener", ["t/first"])
+
+    def arrives(topic: str) -> bool:
+        count = len(listener.got)
+        return until(lambda: talker.mqtt.send(topic, b"x") and time.sleep(0.02) is None and len(listener.got) > count)
+
+    assert not until(lambda: talker.mqtt.send("t/later", b"x") and listener.got, 0.3)
+    listener.mqtt.listen(["t/later", "t/first"])
+    assert arrives("t/later")
+    assert arrives("t/first")
+    assert listener.ups == [True]
+    listener.mqtt._hang_up()
+    assert until(lambda: listener.ups == [True, False, True])
+    assert arrives("t/later")
+    assert arrives("t/first")
+
+
 def test_traffic_is_what_was_sent_and_a_few_bytes_of_framing(
     broker: brokers.Broker, connect: Callable[..., End]
 ) -> None:
