@@ -89,7 +89,7 @@ class Run:
         """Say what these devices must know to go through a decentralised run; its algorithm has a topology."""
         part, limit = self.config, self.plan("", 0).max_blob
         topology, fanout = self.settings.topology, self.settings.peers
-        return Start(devices, part.rounds, part.deadline_s, topology, fanout, part.seed, limit)
+        return Start(devices, part.rounds, part.deadline_s, topology, fanout, part.seed, min(limit, 1 << 30))
 
     def plan(self, run: str, epoch: int) -> Plan:
         """Say what the protocol must know; an update may be a few times the model's size, never more."""

@@ -135,12 +135,11 @@ class Device:
 
     def finished(self, task: Task, outcome: Outcome) -> None:
         """Take what the trainer reports: durable first, offered then."""
-        among = self.among if task.phase == "peers" else None
-        if outcome.reason:
-            self._do(self.core.failed(task if among is None else among.task, outcome.reason))
+        if task.phase == "peers":
+            self._finished_among(task, outcome)
             return
-        if among is not None:
-            self._guard(lambda: among.finished(task, outcome))
+        if outcome.reason:
+            self._do(self.core.failed(task, outcome.reason))
             return
         try:
             blob = self.store.put(outcome.payload, outcome.state)
@@ -150,6 +149,15 @@ class Device:
         sizes = {"payload-bytes-up": float(blob.size), "payload-bytes-down": float(task.down.size)}
         metrics = {**outcome.metrics, **sizes, **self._figures(task.run)}
         self._do(self.core.trained(task, blob, metrics))
+
+    def _finished_among(self, task: Task, outcome: Outcome) -> None:
+        among = self.among
+        if among is None or among.task.run != task.run:
+            return
+        if outcome.reason:
+            self._do(self.core.failed(among.task, outcome.reason))
+        else:
+            self._guard(lambda: among.finished(task, outcome))
 
     def _do(self, actions: list[Action]) -> None:
         self._guard(lambda: self._carry_out(actions))
