@@ -64,6 +64,7 @@ class Among:
         """
         self.task = talk.task
         self.metrics: dict[str, float] = {}
+        self._heard_bytes = 0
         self._store, self._circle, self._train, self._remember = store, circle, train, remember
         start = peers.decode_start(store.read(talk.task.down.digest), circle.name)
         self.core = PeersCore(talk.task.run, circle.name, start, talk.said)
@@ -95,7 +96,7 @@ class Among:
             self.core.faults[peer] += 1
             log.warning("round %d: what peer %s said is left out: %s", task.round, peer, fault)
         blob = self._store.put(outcome.payload, outcome.state)
-        sizes = {"payload-bytes-up": float(blob.size), "payload-bytes-down": float(task.down.size)}
+        sizes = {"payload-bytes-up": float(blob.size), "payload-bytes-down": float(self._heard_bytes)}
         dropped = {"peers-missing": float(self.core.counts["missing"]), "peers-unfit": float(self.core.faults.total())}
         self.metrics = {**outcome.metrics, **sizes, **dropped}
         self._carry_out(self.core.trained(blob))
@@ -112,8 +113,12 @@ class Among:
                 case Ask():
                     self._circle.ask(action.peer, action.message)
                 case Learn():
-                    heard = self._store.write(peers.pack(action.heard))
-                    base = self.core.said[-1].blob.digest if self.core.said else ""
-                    self._train(replace(self.task, round=action.round, base=base, down=heard))
+                    self._learn(action)
                 case Remember():
                     self._remember(action.said, action.done)
+
+    def _learn(self, action: Learn) -> None:
+        self._heard_bytes = sum(len(up) for up in action.heard.values())
+        heard = self._store.write(peers.pack(action.heard))
+        base = self.core.said[-1].blob.digest if self.core.said else ""
+        self._train(replace(self.task, round=action.round, base=base, down=heard))

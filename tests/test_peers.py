@@ -318,6 +318,7 @@ def test_faults_of_peers_are_counted_by_name_and_reported_in_sum() -> None:
     assert device.among.core.faults == {"c": 1}
     assert (sent[-1].round, sent[-1].phase, sent[-1].blob.size) == (0, "peers", 0)
     assert sent[-1].metrics["peers-unfit"] == sent[-1].metrics["loss"] == 1.0
+    assert sent[-1].metrics["payload-bytes-down"] == len(b"b0" + b"c0")
     device.handle(Fate("run", 0, "peers", sent[-1].blob.digest, "applied"))
     assert store.memory.pending is None
     assert store.memory.talk is not None  # peers that are behind may still ask
