@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ class Run:
 def prepare(
     run: RunConfig,
     table: dict[str, Any],
-    variants: dict[str, dict[str, Any]] | None = None,
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
     seeds: SeedSet | None = None,
 ) -> Run:
     """Check a run down to the last tensor, so that nothing can fail for a wrong setting later.
@@ -161,10 +162,12 @@ def _known(run: RunConfig) -> dict[str, int]:
     return {"rounds": run.rounds, "cohort": run.buffer if run.habit == "asynchronous" else least}
 
 
-def _variant(parts: Algorithm, run: Setup, name: str, table: dict[str, Any], own: dict[str, Any]) -> tuple[str, Setup]:
-    if not isinstance(own, dict):
+def _variant(
+    parts: Algorithm, run: Setup, name: str, table: dict[str, Any], given: Mapping[str, Any]
+) -> tuple[str, Setup]:
+    if not isinstance(given, Mapping):
         raise ConfigError(f"variant: {name} must be a table, [variant.{name}]")
-    own = dict(own)
+    own = dict(given)
     pattern, model = own.pop("devices", None), own.pop("model", None)
     if not isinstance(pattern, str):
         raise ConfigError(f"variant.{name}: devices must be a pattern of device ids, such as 'gateway-*'")

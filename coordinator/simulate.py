@@ -132,7 +132,8 @@ def _devices(bus: Loopback, run: Run, scene: Scene, coordinator: Coordinator) ->
     crooked = Workshop(_KEPT_MODELS, splits=_KEPT_SPLITS, alter=flip_labels) if flipping else honest
     adversary = None
     if liars and not flipping:
-        decode = functools.partial(algorithm.decode, kind=run.parts.Up, layout=layout)
+        most = algorithm.wire_values(run.settings)
+        decode = functools.partial(algorithm.decode, kind=run.parts.Up, layout=layout, most=most)
         adversary = Adversary(
             attacks.ATTACKS[scene.attack.kind], liars, decode, seed, run.config.habit != "asynchronous"
         )

@@ -15,7 +15,7 @@ from edge_runtime import __version__, algorithm, config
 from edge_runtime.coordinator.adversary import Attack
 from edge_runtime.coordinator.pace import Pace
 from edge_runtime.coordinator.run import Run, RunConfig, prepare
-from edge_runtime.data import DataConfig, device_names
+from edge_runtime.data import DataConfig, device_names, seed_set
 from edge_runtime.errors import ConfigError
 
 METRICS = ("shared", "personal_before", "personal")
@@ -34,6 +34,8 @@ class Case:
     """Keys of [algorithm] that differ from the scenario's."""
     run: Mapping[str, Any] = field(default_factory=dict)
     """Keys of [run] that differ from the scenario's."""
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Tables [variant.NAME]: what some devices have of their own."""
     attack: Attack = _HONEST
     pace: Pace = _STEADY
     shows: tuple[tuple[str, str], ...] = (("", "personal"),)
@@ -92,7 +94,9 @@ class Cell:
         table["devices"] = devices = len(device_names(scenario.data))
         if table.get("habit") == "asynchronous" and table.get("cohort"):  # as many updates as the other cases have
             table["rounds"] = max(1, table["rounds"] * table["cohort"] // devices)
-        return prepare(config.build(RunConfig, table, "run"), {**shared, **case.settings})
+        settings = config.build(RunConfig, table, "run")
+        seeds = seed_set(self.data, settings.seed_samples, config.cache_folder()) if settings.seed_samples else None
+        return prepare(settings, {**shared, **case.settings}, dict(case.variants), seeds)
 
 
 def cells(scenarios: Sequence[Scenario], seeds: int) -> list[Cell]:
@@ -133,7 +137,9 @@ def quick(scenarios: Sequence[Scenario]) -> list[Scenario]:
     return [
         dataclasses.replace(
             scenario,
-            data=dataclasses.replace(scenario.data, parts=20, labels_per_class=5),
+            data=dataclasses.replace(
+                scenario.data, parts=min(scenario.data.parts, 20), labels_per_class=5, test_samples=20
+            ),
             run={**scenario.run, "rounds": 2},
             settings={**scenario.settings, "local-epochs": 1, "local-steps": 0},
         )
