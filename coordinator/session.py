@@ -56,7 +56,7 @@ def over_mqtt(run: Run, link: Link, folder: Path, broker: str, watch: Watch) -> 
         inbox.start()
         serve(coordinator, inbox, transport, run.deadline_s, watch)
         rows, rejected = figures.rows(journal.accepted(), run), journal.rejected()
-        (folder / "model.bin").write_bytes(coordinator.server.shared().tobytes())
+        _keep_model(folder, coordinator)
     finally:
         transport.close()
         journal.close()
@@ -72,10 +72,17 @@ def in_memory(run: Run, scene: Scene, folder: Path, watch: Watch) -> Outcome:
         run_id = _identify(journal, run, name)
         coordinator = simulate(run, run_id, scene, journal, watch)
         rows, rejected = figures.rows(journal.accepted(), run), journal.rejected()
-        (folder / "model.bin").write_bytes(coordinator.server.shared().tobytes())
+        _keep_model(folder, coordinator)
     finally:
         journal.close()
     return Outcome(run, run_id, rows, rejected, started, time.monotonic() - since_s, "loopback")
+
+
+def _keep_model(folder: Path, coordinator: Coordinator) -> None:
+    """Leave the shared model, if there is one, as little-endian float32 values in the order of its layout."""
+    shared = coordinator.server.shared()
+    if shared is not None:
+        (folder / "model.bin").write_bytes(shared.astype("<f4").tobytes())
 
 
 def baseline_of(run: Run, table: dict[str, Any]) -> Run:

@@ -218,8 +218,8 @@ class Server(Protocol):
         """End the round: move the shared model by what was absorbed, and count the round up."""
         ...
 
-    def shared(self) -> Flat:
-        """Give the shared model [size] as it stands."""
+    def shared(self) -> Flat | None:
+        """Give the shared model [size] as it stands; None: the devices share none."""
         ...
 
     def state(self) -> State:

@@ -23,7 +23,7 @@ LOCAL), so that the model that a round leaves has just learned from the others.
 A device that nobody has told anything leaves MUTUAL out. Steps of MUTUAL are plain: what momentum or weight decay added
 after the projection would bring the conflict back. Whether the paper's mutual loss has CE(S), what kappa is, and that
 conflicts may be solved by quadratic program, are not known to us from the paper's text: they are settings.
-There is no shared model: the server half passes on means of posteriors, and `shared` is for ever what it began as.
+There is no shared model: the server half passes on means of posteriors.
 """
 
 import math
@@ -356,14 +356,18 @@ class Server:
     on, so that `down` gives the same before and after `absorb`.
     """
 
-    habits = ("synchronous", "decentralised")
+    habits = ("decentralised", "synchronous")
 
     def __init__(
-        self, config: Config, layout: Layout, initial: Flat, devices: MutableMapping[str, bytes], seed: int
+        self,
+        config: Config,
+        layout: Layout,  # noqa: ARG002  # the contract's
+        initial: Flat,  # noqa: ARG002
+        devices: MutableMapping[str, bytes],
+        seed: int,
     ) -> None:
         self.round = 0
         self._config, self._devices, self._seed, self._sizes = config, devices, seed, config.sizes
-        self._initial = initial.astype(np.float32).reshape(layout.size)
         self._told: tuple[int, frozenset[str], Sum, int] | None = None
 
     def down(self, device: str, first: bool) -> Down:  # noqa: ARG002
@@ -398,9 +402,9 @@ class Server:
         """End the round: what was said in it now counts."""
         self.round += 1
 
-    def shared(self) -> Flat:
-        """Give what the run's model began as [size]: nobody trains it."""
-        return self._initial.copy()
+    def shared(self) -> None:
+        """Give nothing: no model is shared."""
+        return
 
     def state(self) -> State:
         """Give the round; what was said lies in `devices`."""

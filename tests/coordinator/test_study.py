@@ -191,7 +191,7 @@ def test_every_cell_of_the_study_can_be_prepared_and_has_a_file_of_its_own(tmp_p
 
 
 def test_the_command_prints_the_study_as_json_and_writes_what_is_asked_for(tmp_path: Path) -> None:
-    flags = ["--quick", "--scenario", "attacks", "--case", "mean, no attack", "--out", str(tmp_path / "out")]
+    flags = ["--quick", "--scenario", "attacks", "--case", "fedavg, no attack", "--out", str(tmp_path / "out")]
     flags += [
         "--json",
         "--csv",
@@ -207,5 +207,5 @@ def test_the_command_prints_the_study_as_json_and_writes_what_is_asked_for(tmp_p
     printed = json.loads(done.stdout)
     assert printed["command"].startswith("edge-coordinator bench algorithms --quick")
     assert printed["seeds"] == [0]
-    assert "1/1 attacks, mean, no attack, seed 0: " in done.stderr
+    assert "1/1 attacks, fedavg, no attack, seed 0: " in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"out", "t.csv", "t.md", "attacks.png"}
