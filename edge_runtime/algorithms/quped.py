@@ -75,10 +75,14 @@ class Config(aggregate.Averaging):
     """T of distillation; unknown for the paper."""
     shared_lr: float = 0.0
     """η_3, for w; 0: as lr. It decays as lr does."""
-    shared_ce: float = 0.0
-    """Weight of the labels in the training of w, which as the paper is recalled learns from x alone."""
+    shared_ce: float = 1.0
+    """With distillation: weight of the labels in the training of w; 0 is the paper, as far as it is recalled.
+
+    Models that are drawn at random have nothing to teach each other at first: with 2 labels a class of `watch`, 1 made
+    the personal models 1.5 points better after 10 rounds, and with 5 half a point (one seed).
+    """
     lambda_0: float = 1e-4
-    """λ in round 0 (1e-6 to 1e-4 in the authors' code)."""
+    """λ in round 0; 1e-6 to 1e-4 in the authors' code. 1e-3 did no worse in 10 rounds of 20 steps on `watch`."""
     lambda_growth: float = 1.0
     """How much of lambda-0 is added every round."""
     regulariser: str = "l1"
@@ -430,7 +434,7 @@ class _Training:
         force = np.float32(config.lambda_p)
         proximal = config.penalty == "proximal"
         pull = (lambda w: force * (w - self.x)) if proximal else None
-        if self._distils or config.shared_ce:
+        if not proximal and (self._distils or config.shared_ce):
             # The students first: so one pass's activations are held at a time, not three.
             students = [_forward(self._model, at, batch)[0] for at in self._points()] if self._distils else []
             step = self._shared_gradient(students, batch)

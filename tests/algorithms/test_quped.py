@@ -19,10 +19,17 @@ from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.tree import Layout
 
 Make = Callable[..., Any]
-PLAIN: dict[str, Any] = {"lr_decay": 1.0, "clip_norm": 0.0, "local_steps": 1, "freeze_at": 1.0, "rounds": 10_000}
+PLAIN: dict[str, Any] = {
+    "lr_decay": 1.0,
+    "clip_norm": 0.0,
+    "local_steps": 1,
+    "freeze_at": 1.0,
+    "rounds": 10_000,
+    "shared_ce": 0.0,
+}
 ALONE: dict[str, Any] = PLAIN | {"lambda_p": 0.0, "full_precision": "", "lambda_growth": 0.0}
 STILL = {"clip_norm": 0.0, "bits": 0, "centre_lr": 0.0, "lambda_0": 0.0}
-ALL = {"full_precision": "", "bits": 1}
+ALL = {"full_precision": "", "bits": 1, "shared_ce": 0.0}
 LAYOUT = Layout(("w1", "b1", "w2", "b2"), ((6, 4), (6,), (3, 6), (3,)))
 
 
@@ -168,7 +175,7 @@ def test_trap_10_centres_that_have_crossed_are_sorted_and_weights_coded_anew(pul
 
 
 def test_trap_2_a_student_with_its_teachers_outputs_learns_nothing_at_any_temperature(new_fleet: Make) -> None:
-    calm = same_start(new_fleet("quped", bits=0, lambda_p=1.0, temperature=3.0, local_steps=1))
+    calm = same_start(new_fleet("quped", bits=0, lambda_p=1.0, temperature=3.0, local_steps=1, shared_ce=0.0))
     calm.round()
     for device in calm.data:
         assert calm.personal[device] == pytest.approx(calm.initial, abs=1e-7)
@@ -313,6 +320,23 @@ def test_the_shared_models_gradient_falls_with_the_length_of_the_run_as_the_theo
         means.append(np.mean(squares))
     slope = np.polyfit(np.log(lengths), np.log(means), 1)[0]
     assert slope <= -0.4
+
+
+def test_qupels_shared_model_does_not_learn_from_labels(qupel: Make) -> None:
+    one, other = qupel(), qupel(shared_ce=1.0)
+    for _ in range(3):
+        one.round()
+        other.round()
+    assert one.server.shared().tobytes() == other.server.shared().tobytes()
+
+
+def test_with_labels_and_without_collaboration_the_shared_model_is_fedavgs_bit_for_bit(new_fleet: Make) -> None:
+    average = new_fleet("fedavg", weight_decay=0.0)
+    alone = new_fleet("quped", bits=0, lambda_p=0.0, shared_ce=1.0)
+    for _ in range(3):
+        average.round()
+        alone.round()
+    assert alone.server.shared().tobytes() == average.server.shared().tobytes()
 
 
 def test_qupel_with_a_shared_model_that_stands_still_is_dittos_personal_model_bit_for_bit(qupel: Make) -> None:
