@@ -56,6 +56,7 @@ def _row(before: Accepted | None, item: Accepted, after: Accepted | None) -> Row
         accuracy_personal=figures.get("accuracy-personal"),
         loss=figures.get("loss"),
         staleness=figures.get("staleness"),
+        deployed_bytes=_whole(figures, "deployed-bytes"),
         train_samples=_whole(figures, "train-samples") or 0,
         test_samples=_whole(figures, "test-samples") or 0,
     )

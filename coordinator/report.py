@@ -33,7 +33,18 @@ _EVALUATION = (
 )
 _MEMORY = ("idle_rss_bytes", "agent_peak_rss_bytes", "trainer_peak_rss_bytes", "peak_rss_bytes")
 _TIMES = ("cpu_s", "wall_s")
-METRICS = (*PAYLOAD, *SOCKET, *_EVALUATION, *_MEMORY, *ACCURACIES, "loss", "staleness", "train_samples", "test_samples")
+METRICS = (
+    *PAYLOAD,
+    *SOCKET,
+    *_EVALUATION,
+    *_MEMORY,
+    *ACCURACIES,
+    "loss",
+    "staleness",
+    "deployed_bytes",
+    "train_samples",
+    "test_samples",
+)
 """The figures of a device, all of which `summary` sums up."""
 
 
@@ -65,6 +76,8 @@ class Row:
     loss: float | None
     train_samples: int
     test_samples: int
+    deployed_bytes: int | None = None
+    """The personal model as the device stores it, where that is smaller than its values."""
     staleness: float | None = None
     """Asynchronous runs: how many other updates came between its task and itself."""
 
@@ -145,7 +158,9 @@ def _device(run: RunInfo, device: str, rows: list[Row]) -> dict[str, Any]:
     sums = dict(zip(_EVALUATION, (_mean(_column(evaluate, name)) for name in PAYLOAD + SOCKET), strict=True))
     peaks = {name: _max(_column(rows, name)) for name in _MEMORY[:3]}
     together = [_plus(row.agent_peak_rss_bytes, row.trainer_peak_rss_bytes) for row in rows]
-    last = {name: _last(_column(final, name)) for name in (*ACCURACIES, "train_samples", "test_samples")}
+    last = {
+        name: _last(_column(final, name)) for name in (*ACCURACIES, "deployed_bytes", "train_samples", "test_samples")
+    }
     return {
         "id": device,
         "training_rounds": len(train),
@@ -210,7 +225,7 @@ def _baseline(other: Report, summary: dict[str, Any]) -> dict[str, Any]:
 def _compare(own: dict[str, Any], other: dict[str, Any]) -> dict[str, float | None]:
     """Hold two summaries' means against each other: ratios (below 1: less), and accuracies in percentage points."""
     compared: dict[str, float | None] = {}
-    for name in (*PAYLOAD, *SOCKET, *_EVALUATION, "idle_rss_bytes", "peak_rss_bytes"):
+    for name in (*PAYLOAD, *SOCKET, *_EVALUATION, "idle_rss_bytes", "peak_rss_bytes", "deployed_bytes"):
         ours, theirs = own[name]["mean"], other[name]["mean"]
         compared[f"{name}_ratio"] = _number(ours / theirs) if ours is not None and theirs else None
     pairs = {f"{name}_points": (name, name) for name in ACCURACIES}

@@ -81,7 +81,7 @@ def _summary(report: Report) -> str:
     for name in (report["algorithm"], *report["baselines"]):
         head += [name, "p10 – p90"]
     head += [f"against {name}" for name in report["baselines"]]
-    return _table(head, ([label, *summary.cells(report, key)] for label, key in summary.LINES))
+    return _table(head, ([label, *summary.cells(report, key)] for label, key in summary.lines(report)))
 
 
 def _devices(report: Report) -> str:

@@ -13,6 +13,7 @@ LINES = (
     ("payload down per round", "payload_bytes_down"),
     ("socket up per round", "socket_bytes_up"),
     ("socket down per round", "socket_bytes_down"),
+    ("model as stored", "deployed_bytes"),
     ("memory, idle", "idle_rss_bytes"),
     ("memory, peak", "peak_rss_bytes"),
 )
@@ -29,7 +30,7 @@ def summary_table(report: Report) -> Table:
         table.add_column("p10 – p90", justify="right", style="dim")
     for name in report["baselines"]:
         table.add_column(f"against {name}", justify="right")
-    for label, name in LINES:
+    for label, name in lines(report):
         table.add_row(label, *cells(report, name), end_section=name in _SECTION_ENDS)
     gains = (
         f"{units.points(other['comparison']['accuracy_personal_over_shared_points'])} over the shared model of {name}"
@@ -48,6 +49,12 @@ def _rejections(report: Report) -> list[str]:
     first, devices = report["rejected"][0], {entry["device"] for entry in report["rejected"]}
     count = units.counted(len(report["rejected"]), "update")
     return [f"{count} of {units.counted(len(devices), 'device')} rejected ({first['device']}: {first['reason']})"]
+
+
+def lines(report: Report) -> list[tuple[str, str]]:
+    """List what is shown of a run: all but the stored model, if it is just its values."""
+    stored = report["summary"]["deployed_bytes"]["mean"] is not None
+    return [(label, name) for label, name in LINES if stored or name != "deployed_bytes"]
 
 
 def _title(report: Report) -> str:

@@ -180,6 +180,15 @@ class Client(Protocol):
         ...
 
 
+@typing.runtime_checkable
+class Deploys(Protocol):
+    """A Client whose personal model is stored in a form of its own, smaller than its values."""
+
+    def deployed(self) -> bytes:
+        """Give the personal model as a device stores it."""
+        ...
+
+
 class Server(Protocol):
     """The coordinator's half. Holds one shared model, however many devices there are.
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from edge_runtime import algorithm, bundle, config, data, losses, models, peers, seed_set, setup
-from edge_runtime.algorithm import Fitted, Model, OwnModel, Server, Weighs
+from edge_runtime.algorithm import Deploys, Fitted, Model, OwnModel, Server, Weighs
 from edge_runtime.compression import codec
 from edge_runtime.compute import DEFAULT, Compute
 from edge_runtime.devices import meter
@@ -35,8 +35,10 @@ from edge_runtime.workshop import Workshop
 
 log = logging.getLogger(__name__)
 
-_VECTORS = 5
-"""As large as the parameters: received, trained, gradient, velocity, sent."""
+_VECTORS, _OWN_VECTORS = 5, 9
+"""As large as the parameters: received, trained, gradient, velocity, sent; with a model of its own the shared one too,
+another gradient, and the point where that is taken.
+"""
 _EVALUATION_BATCH = 32
 """Small, so that an evaluation takes no more memory than a step of training."""
 
@@ -94,6 +96,8 @@ def _work(job: Job, task: Task, store: Store, workshop: Workshop) -> Outcome:
     del before  # its memory is for training
     up = client.round(down, batches)
     metrics["accuracy-personal"] = _accuracy(client.personal(None), split)
+    if isinstance(client, Deploys):
+        metrics["deployed-bytes"] = float(len(client.deployed()))
     if task.phase == "evaluate":
         return Outcome(metrics=metrics)
     sent = algorithm.encode_up(up, shared_model.layout, run.private)
@@ -150,7 +154,8 @@ def _check_room(compute: Compute, name: str, fitted: Fitted, batch: int) -> None
         return
     limits = [compute.memory_mb * 1_000_000] if compute.memory_mb else [found.free_ram_bytes, found.ram_limit_bytes]
     room = min((limit for limit in limits if limit is not None), default=None)
-    needed = oracle.pass_bytes(batch) + _VECTORS * 4 * fitted.model.layout.size
+    vectors = _OWN_VECTORS if isinstance(fitted.model, OwnModel) else _VECTORS
+    needed = oracle.pass_bytes(batch) + vectors * 4 * fitted.model.layout.size
     if room is not None and needed > room:
         raise DeviceError(
             f"model {name!r} needs about {math.ceil(needed / 1e6)} MB for batches of {batch}, and "
