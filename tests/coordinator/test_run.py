@@ -1,10 +1,12 @@
 """What a person may ask of a run, and what is refused before its first message."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edge_runtime import config
 from edge_runtime.coordinator.run import RunConfig, prepare
 from edge_runtime.errors import ConfigError
 
@@ -60,3 +62,15 @@ def test_variants_give_devices_settings_and_a_model_of_their_own() -> None:
 def test_a_wrong_variant_is_refused_in_one_line(algorithm: str, variant: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
         prepare(RunConfig(algorithm), {}, {"small": variant})
+
+
+def test_the_readmes_example_is_a_run(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    (example,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "run.toml").write_text(example)
+    tables = config.read(tmp_path / "run.toml", ("run", "algorithm", "data", "variant"))
+    run = prepare(RunConfig(**tables["run"], devices=20), tables["algorithm"], tables["variant"])
+    ((pattern, seen),) = run.variants
+    assert pattern == "wrist-*"
+    assert seen.own is not None
+    assert (seen.own.name, seen.config["bits"], run.settings.bits) == ("watch-cnn-small", 1, 2)
