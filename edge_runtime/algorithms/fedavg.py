@@ -8,6 +8,7 @@ In round t device k starts from the shared w_t, trains for a few epochs to x_N, 
 over the S devices that answered. (The paper averages the x_N, which is the same; differences are smaller numbers.)
 """
 
+import typing
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 
@@ -83,11 +84,11 @@ def checked(down: Down, layout: Layout) -> Flat:
 class Server:
     """The coordinator's half: w, and the round's updates."""
 
-    habits = ("synchronous",)
+    habits: typing.ClassVar[tuple[str, ...]] = ("synchronous",)
 
     def __init__(
         self,
-        config: Config,
+        config: aggregate.Averaging,
         layout: Layout,
         initial: Flat,
         devices: MutableMapping[str, bytes],  # noqa: ARG002  # nothing is remembered of a device

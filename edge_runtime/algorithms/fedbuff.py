@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_runtime import aggregate, fixed, sgd
-from edge_runtime.algorithm import State
+from edge_runtime.algorithms import fedavg
 from edge_runtime.algorithms.fedavg import Client, Down, Up
 from edge_runtime.errors import DecodeError
 from edge_runtime.tree import Flat, Layout
@@ -39,27 +39,16 @@ class Config(aggregate.Averaging):
         sgd.require("staleness-exponent", self.staleness_exponent, low=0.0)
 
 
-class Server:
-    """The coordinator's half: w, and the running sum of updates."""
+class Server(fedavg.Server):
+    """The coordinator's half: FedAvg's, but that updates may be stale, and the server has a learning rate."""
 
     habits = ("asynchronous", "synchronous")
 
     def __init__(
-        self,
-        config: Config,
-        layout: Layout,
-        initial: Flat,
-        devices: MutableMapping[str, bytes],  # noqa: ARG002  # nothing is remembered of a device
-        seed: int,
+        self, config: Config, layout: Layout, initial: Flat, devices: MutableMapping[str, bytes], seed: int
     ) -> None:
-        self.round = 0
+        super().__init__(config, layout, initial, devices, seed)
         self._config = config
-        self._model = initial.astype(np.float32)
-        self._total = aggregate.of(config, layout.size, seed)
-
-    def down(self, device: str, first: bool) -> Down:  # noqa: ARG002
-        """Give everyone w."""
-        return Down(self.round, self._model.copy())
 
     def absorb(self, device: str, up: Up) -> None:
         """Fold in an update of this version of w or of an earlier one.
@@ -78,17 +67,3 @@ class Server:
         self._total.step(self._model, self._config.server_lr)
         self._total.clear()
         self.round += 1
-
-    def shared(self) -> Flat:
-        """Give w [size]."""
-        return self._model.copy()
-
-    def state(self) -> State:
-        """Give the version and w."""
-        return {"round": self.round, "model": self._model.copy(), **self._total.state()}
-
-    def restore(self, state: State) -> None:
-        """Take back what `state` gave."""
-        self.round = int(state["round"])
-        self._model[:] = np.asarray(state["model"])
-        self._total.restore(state)
