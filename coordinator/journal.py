@@ -155,7 +155,7 @@ class Journal:
     def assigned(self, device: str) -> Task | None:
         """Read the open task of a device; None: it has none, or the Down that it names is gone."""
         row = self._database.execute("SELECT task, down FROM assignment WHERE device = ?", (device,)).fetchone()
-        return typing.cast(Task, decode(row[0])) if row and self.down(row[1]) is not None else None
+        return typing.cast(Task, decode(row[0])) if row and row[1] and self.down(row[1]) is not None else None
 
     def _down_of(self, device: str) -> str:
         row = self._database.execute("SELECT down FROM assignment WHERE device = ?", (device,)).fetchone()
