@@ -45,7 +45,16 @@ _USUAL: dict[str, dict[str, dict[str, Any]]] = {
             "four-bit": {"devices": "person-*-right", "bits": 4, "model": "watch-cnn-small"},
         },
     },
-    "persafl": {"algorithm": {"option": "C", "inner-lr": 0.05, "server-lr": 0.2}},
+    "persafl": {
+        "algorithm": {
+            "option": "C",
+            "attraction": 1.0,
+            "inner-lr": 0.1,
+            "lr": 0.5,
+            "server-lr": 0.1,
+            "local-steps": 20,
+        },
+    },
     "ffgg": {"algorithm": {"variant": "local", "private-lr": 0.05}},
     "fedh2l": {
         "run": {"seed-samples": 140},
