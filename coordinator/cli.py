@@ -173,10 +173,13 @@ def _tables(
         if getattr(options, name) is not None:
             tables["run"][name] = getattr(options, name)
     usual = _USUAL.get(tables["run"].get("algorithm", ""), {}) if defaults is _DEFAULTS else {}
-    tables = {name: {**(defaults or {}).get(name, {}), **usual.get(name, {}), **tables[name]} for name in _TABLES}
-    tables = copy.deepcopy(tables)
-    config.override(tables, options.set)
-    return tables
+    merged = {name: {**(defaults or {}).get(name, {}), **usual.get(name, {}), **tables[name]} for name in _TABLES}
+    # The baseline is FedAvg as it is best on these data, not with what is usual for another algorithm.
+    plain = {"algorithm": {**(defaults or {}).get("algorithm", {}), **tables["algorithm"]}}
+    merged, plain = copy.deepcopy(merged), copy.deepcopy(plain)
+    config.override(merged, options.set)
+    config.override(plain, [setting for setting in options.set if setting.strip().startswith("algorithm.")])
+    return {**merged, "baseline": plain["algorithm"]}
 
 
 def _add_demo(commands: Any) -> None:

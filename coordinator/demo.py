@@ -92,7 +92,7 @@ def _plans(tables: Tables, baseline: bool) -> list[Run]:
     settings = config.build(RunConfig, tables["run"], "run")
     run = prepare(settings, tables["algorithm"], tables.get("variant"), _seeds(settings, tables["data"]))
     wanted = baseline and run.config.algorithm != "fedavg"
-    return [run, session.baseline_of(run, tables["algorithm"])] if wanted else [run]
+    return [run, session.baseline_of(run, tables["baseline"])] if wanted else [run]
 
 
 def _seeds(run: RunConfig, table: dict[str, Any]) -> SeedSet | None:

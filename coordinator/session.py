@@ -90,7 +90,7 @@ def baseline_of(run: Run, table: dict[str, Any]) -> Run:
     fields = dataclasses.fields(algorithm.load("fedavg").Config)
     shared = {field.name.replace("_", "-") for field in fields}
     same = {key: value for key, value in table.items() if key in shared}
-    return prepare(dataclasses.replace(run.config, algorithm="fedavg"), same)
+    return prepare(dataclasses.replace(run.config, algorithm="fedavg", habit="", buffer=1), same)
 
 
 def _identify(journal: Journal, run: Run, fresh: str) -> str:

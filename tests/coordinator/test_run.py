@@ -4,11 +4,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from edge_runtime import config
+from edge_runtime import algorithm, config
+from edge_runtime.coordinator import session
 from edge_runtime.coordinator.run import RunConfig, prepare
 from edge_runtime.errors import ConfigError
+from edge_runtime.seed_set import SeedSet
 
 
 def test_an_algorithm_runs_in_its_usual_way_unless_it_is_told() -> None:
@@ -47,7 +50,7 @@ def test_variants_give_devices_settings_and_a_model_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "variant", "words"),
+    ("name", "variant", "words"),
     [
         ("quped", {"bits": 1}, "variant.small: devices must be a pattern"),
         ("quped", {"devices": "*", "bit": 1}, "did you mean 'bits'"),
@@ -59,9 +62,9 @@ def test_variants_give_devices_settings_and_a_model_of_their_own() -> None:
     ],
     ids=str,
 )
-def test_a_wrong_variant_is_refused_in_one_line(algorithm: str, variant: Any, words: str) -> None:
+def test_a_wrong_variant_is_refused_in_one_line(name: str, variant: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
-        prepare(RunConfig(algorithm), {}, {"small": variant})
+        prepare(RunConfig(name), {}, {"small": variant})
 
 
 def test_the_readmes_example_is_a_run(tmp_path: Path) -> None:
@@ -74,3 +77,12 @@ def test_the_readmes_example_is_a_run(tmp_path: Path) -> None:
     assert pattern == "wrist-*"
     assert seen.own is not None
     assert (seen.own.name, seen.config["bits"], run.settings.bits) == ("watch-cnn-small", 1, 2)
+
+
+@pytest.mark.parametrize("name", sorted(set(algorithm.names()) - {"fedavg"}))
+def test_every_algorithm_can_be_held_against_fedavg_on_the_same_work(name: str) -> None:
+    seeds = SeedSet(np.zeros((8, 6, 100), np.float32), np.zeros(8, np.int64), tuple("abcdefg"))
+    run = prepare(RunConfig(name, rounds=3, buffer=2), {"lr": 0.25}, seeds=seeds)
+    baseline = session.baseline_of(run, {"lr": 0.05, "local-steps": 7})
+    assert (baseline.config.algorithm, baseline.config.rounds, baseline.settings.lr) == ("fedavg", 3, 0.05)
+    assert (baseline.settings.local_steps, baseline.config.habit) == (7, "synchronous")
