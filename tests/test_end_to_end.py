@@ -156,7 +156,7 @@ def test_a_decentralised_run_goes_on_without_its_coordinator_to_the_same_bits_as
     broker: brokers.Broker, tmp_path: Path
 ) -> None:
     rounds, own = 4, DataConfig(labels_per_class=3, parts=3)
-    settings = RunConfig("fedh2l", rounds=rounds, devices=3, evaluate=False, seed_samples=21)
+    settings = RunConfig("fedh2l", rounds=rounds, devices=3, habit="synchronous", evaluate=False, seed_samples=21)
     seeds = seed_set(own, 21, config.cache_folder())
     run = prepare(settings, {"local-steps": 3, "lr": 0.05}, {}, seeds)
     journal = Journal(tmp_path / "memory")

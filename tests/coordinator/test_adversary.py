@@ -93,7 +93,7 @@ def test_without_rounds_liars_wait_for_nobody_and_look_at_the_latest_updates() -
 
 def test_flipped_labels_are_for_training_only() -> None:
     y = np.array([0, 1, 9])
-    made = flip_labels(Split(np.zeros((3, 1)), y, np.zeros((3, 1)), y, 10))
+    made = flip_labels(Split(np.zeros((3, 1)), y, np.zeros((3, 1)), y, 10, tuple("abcdefghij")))
     assert (made.y_train.tolist(), made.y_test.tolist()) == ([9, 8, 0], [0, 1, 9])
 
 
