@@ -13,9 +13,9 @@ _MOST_PER_BYTE = 1 << 15
 """The shortest block has 4 bytes, the longest content of a block 128 KiB (RFC 8878, 3.1.1.2): no frame holds more."""
 
 
-def pack(data: bytes) -> bytes:
-    """Compress `data` to one frame that states its size."""
-    return _compressor().compress(data) if data else _EMPTY
+def pack(data: bytes, thorough: bool = False) -> bytes:
+    """Compress `data` to one frame that states its size; `thorough` takes some hundred times as long."""
+    return _compressor(thorough).compress(data) if data else _EMPTY
 
 
 def unpack(frame: bytes, size: int) -> bytes:
@@ -41,7 +41,9 @@ def unpack(frame: bytes, size: int) -> bytes:
     return data
 
 
-def _compressor() -> zstandard.ZstdCompressor:
+def _compressor(thorough: bool) -> zstandard.ZstdCompressor:
+    if thorough:
+        return zstandard.ZstdCompressor(level=19, write_content_size=True, write_checksum=False)
     # The bytes of floats and of gaps repeat by chance only: what counts is the entropy coder. Short matches found by
     # chance take symbols away from it, hence the longest minimum. Measured on 1.2 million normal values and random
     # masks: 1.5 % above the order-0 entropy on gaps at densities up to .2 and 8 % on the plane of exponents. Level 3 is

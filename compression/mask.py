@@ -1,41 +1,47 @@
 """Masks on the wire: as a seed, whole, or as what changed. Bits in, bytes out, and back.
 
-A bit vector whose length n both sides know is one byte that names its coding, then:
-
-    0   n bits packed into bytes, most significant first, the last byte filled up with zeros
-    1   a zstandard frame (`frames.py`) of the same
-    2   one byte b, the rarer bit; u32 count of it, at most n / 2; u32 length of the gap bytes; a zstandard frame of
-        them. A gap g is the number of other bits before each rarer one: g // 255 bytes of 255, then one byte g % 255
+Both sides know the shapes of the tensors that a bit vector lies over, end to end. The vector is the coding of its bits
+(`bitplanes.py`) as those of one tensor: of its shape if there is only one, else flat. Or it is one byte 7 and then
+the codings of all tensors, one after the other; in each but the last, if it is a coding 0 to 4, the number
+(`bitfield.py`) of the bytes that follow comes after its first byte.
 
 A change from a mask that both sides hold is one byte that names its form, then:
 
     0   nothing: the mask stays as it is
     1   the new mask as a bit vector
-    2   old XOR new as a bit vector
-    3   u32 length of the first, then two bit vectors: which of the active were dropped, which inactive ones grown
+    2   (no longer written) old XOR new as a bit vector
+    3   (no longer written) u32 length of the first, then two flat bit vectors: which of the active were dropped, which
+        inactive ones grown
+    4   which places change, in the context of the old mask (`marks.py`)
+    5   which places are dropped, in the same way; as many grow in the same tensor, drawn from a seed that both know
+    6   the same, but the dropped places as a bit vector
 
-Integers are little-endian. The smallest is taken each time, the first of equals. A mask from a seed is defined by the
-raw 64-bit draws of PCG64, started by numpy's SeedSequence from the seed as a little-endian integer. numpy promises the
-same draws for ever (NEP 19), but not the same results of its sampling functions.
+A mask from a seed, and growth from one, are defined by the raw
+64-bit draws of PCG64, started by numpy's SeedSequence from the seed as a little-endian integer. numpy promises the same
+draws for ever (NEP 19), but not the same results of its sampling functions.
 """
 
+import itertools
+import math
 import struct
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.compression import frames
+from edge_runtime.compression import bitfield, bitplanes, marks
 from edge_runtime.compression.errors import DecodeError
 
 Bits = NDArray[np.bool_]
+Shapes = Sequence[tuple[int, ...]]
 
 SEED_BYTES = 16
 _PIECE = 1 << 18
 _TOP_BITS = 12
 _SHIFT = np.uint64(64 - _TOP_BITS)
+_FEW = 64
+_SEVERAL = b"\x07"
 _SIZE = struct.Struct("<I")
-_GAPS = struct.Struct("<BII")
 
 
 def from_seed(seed: bytes, sizes: Sequence[int], active: Sequence[int]) -> Bits:
@@ -44,15 +50,36 @@ def from_seed(seed: bytes, sizes: Sequence[int], active: Sequence[int]) -> Bits:
     Of tensor l exactly `active[l]` of `sizes[l]` coordinates are on: those with the smallest draws, in the order of
     (draw, index).
     """
-    if len(seed) != SEED_BYTES:
-        raise ValueError(f"a seed has {SEED_BYTES} bytes, not {len(seed)}")
-    generator = np.random.PCG64(int.from_bytes(seed, "little"))
+    generator = _generator(seed)
     mask = np.zeros(sum(sizes), np.bool_)
     start = 0
     for size, kept in zip(sizes, active, strict=True):
         _turn_on(mask[start : start + size], kept, generator)
         start += size
     return mask
+
+
+def grow_from_seed(seed: bytes, barred: Bits, sizes: Sequence[int], numbers: Sequence[int]) -> Bits:
+    """Draw places to grow at in tensors laid end to end [sum of sizes], `numbers[l]` of tensor l, none of them barred.
+
+    The places that are not barred are drawn from in their order, as `from_seed` draws from all.
+    """
+    generator = _generator(seed)
+    grown = np.zeros(len(barred), np.bool_)
+    start = 0
+    for size, number in zip(sizes, numbers, strict=True):
+        free = ~barred[start : start + size]
+        drawn = np.zeros(int(np.count_nonzero(free)), np.bool_)
+        _turn_on(drawn, number, generator)
+        grown[start : start + size][free] = drawn
+        start += size
+    return grown
+
+
+def _generator(seed: bytes) -> np.random.PCG64:
+    if len(seed) != SEED_BYTES:
+        raise ValueError(f"a seed has {SEED_BYTES} bytes, not {len(seed)}")
+    return np.random.PCG64(int.from_bytes(seed, "little"))
 
 
 def _turn_on(part: Bits, kept: int, generator: np.random.PCG64) -> None:
@@ -86,44 +113,79 @@ def _pieces(size: int, generator: np.random.PCG64) -> Iterator[tuple[int, NDArra
         yield start, generator.random_raw(min(_PIECE, size - start))
 
 
-def encode(bits: Bits) -> bytes:
-    """Encode a bit vector; the inverse of `decode`."""
-    packed = np.packbits(bits).tobytes()
-    return min((b"\x00" + packed, b"\x01" + frames.pack(packed), _encode_gaps(bits)), key=len)
+def encode(bits: Bits, shapes: Shapes = ()) -> bytes:
+    """Encode a bit vector over tensors of these shapes (none: one of one dimension); the inverse of `decode`."""
+    *parts, last = [bitplanes.encode(bits[held], shape) for held, shape in _tensors(len(bits), shapes)]
+    return b"".join([_SEVERAL, *map(_framed, parts), last]) if parts else last
 
 
-def decode(data: bytes, size: int) -> Bits:
-    """Decode hostile bytes into a bit vector [size].
+def decode(data: bytes, size: int, shapes: Shapes = ()) -> Bits:
+    """Decode hostile bytes into a bit vector [size] over tensors of these shapes (none: one of one dimension).
 
     Raises:
         DecodeError: they are not one.
     """
-    if data[:1] == b"\x02":
-        return _decode_gaps(data, size)
-    if data[:1] not in (b"\x00", b"\x01"):
-        raise DecodeError(f"mask: no bit vector is coded as {data[:1]!r}")
-    length = -(-size // 8)
-    packed = data[1:] if data[:1] == b"\x00" else frames.unpack(data[1:], length)
-    if len(packed) != length:
-        raise DecodeError(f"mask: {len(packed)} bytes where {length} are expected")
-    bits = np.unpackbits(np.frombuffer(packed, np.uint8))
-    if bits[size:].any():
-        raise DecodeError("mask: it is filled up with other than zeros")
-    return bits[:size].astype(np.bool_)
+    *tensors, (held, shape) = _tensors(size, shapes)
+    if data[:1] != _SEVERAL:
+        return bitplanes.decode(data, (size,) if tensors else shape)
+    bits = np.empty(size, np.bool_)
+    reader = bitfield.Reader(data[1:])
+    for some, its_shape in tensors:
+        bits[some] = bitplanes.decode(_take_framed(reader), its_shape)
+    bits[held] = bitplanes.decode(reader.rest(), shape)
+    return bits
 
 
-def encode_change(old: Bits, new: Bits) -> bytes:
+def _tensors(size: int, shapes: Shapes) -> list[tuple[slice, tuple[int, ...]]]:
+    shapes = shapes or ((size,),)
+    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+    if ends[-1] != size:
+        raise ValueError(f"tensors of {ends[-1]} values in all where there are {size}")
+    return [(slice(end - math.prod(shape), end), shape) for shape, end in zip(shapes, ends, strict=True)]
+
+
+def _framed(part: bytes) -> bytes:
+    return part[:1] + bitfield.pack_number(len(part) - 1) + part[1:] if part[0] < bitplanes.ZEROS else part
+
+
+def _take_framed(reader: bitfield.Reader) -> bytes:
+    kind = reader.take(1)
+    return kind + reader.take(reader.take_number()) if kind[0] < bitplanes.ZEROS else kind
+
+
+def encode_change(old: Bits, new: Bits, shapes: Shapes = ()) -> bytes:
     """Encode what makes `old` into `new` (same length); the inverse of `decode_change`."""
     changed = old ^ new
     if not changed.any():
         return b"\x00"
-    dropped, grown = encode(changed[old]), encode(changed[~old])
-    two_sets = b"\x03" + _SIZE.pack(len(dropped)) + dropped + grown
-    return min((b"\x01" + encode(new), b"\x02" + encode(changed), two_sets), key=len)
+    if not marks.are_few(changed):
+        return b"\x01" + encode(new, shapes)
+    places = b"\x04" + marks.encode(changed, old, shapes)
+    if _FEW * len(places) < len(old):  # to try the whole mask as well would take several times as long
+        return places
+    return min((places, b"\x01" + encode(new, shapes)), key=len)
 
 
-def decode_change(data: bytes, old: Bits) -> Bits:
+def encode_regrowth(old: Bits, dropped: Bits, shapes: Shapes = ()) -> bytes:
+    """Encode which places of `old` are `dropped`, where a seed says what grows; `decode_change` tells what comes of it.
+
+    Args:
+        old: the mask before.
+        dropped: bits of the same length.
+        shapes: as of `encode`.
+    """
+    return b"\x05" + marks.encode(dropped, old, shapes) if marks.are_few(dropped) else b"\x06" + encode(dropped, shapes)
+
+
+def decode_change(data: bytes, old: Bits, shapes: Shapes = (), seed: bytes = b"", again: bool = True) -> Bits:
     """Decode hostile bytes into the mask that `old` becomes.
+
+    Args:
+        data: what `encode_change` or, if there is a seed, `encode_regrowth` made.
+        old: the mask before.
+        shapes: of the tensors laid end to end; none: one of one dimension.
+        seed: what grows is drawn from it; see `regrow`.
+        again: whether places just dropped may grow.
 
     Raises:
         DecodeError: they are not a change of a mask of this length.
@@ -132,11 +194,17 @@ def decode_change(data: bytes, old: Bits) -> Bits:
         case b"\x00" if len(data) == 1:
             return old.copy()
         case b"\x01":
-            return decode(data[1:], len(old))
+            return decode(data[1:], len(old), shapes)
         case b"\x02":
-            return old ^ decode(data[1:], len(old))
+            return old ^ decode(data[1:], len(old), shapes)
         case b"\x03" if len(data) >= 1 + _SIZE.size:
             return _decode_two_sets(data, old)
+        case b"\x04":
+            return old ^ marks.decode(data[1:], old, shapes)
+        case b"\x05" if seed:
+            return regrow(old, marks.decode(data[1:], old, shapes), shapes, seed, again)
+        case b"\x06" if seed:
+            return regrow(old, decode(data[1:], len(old), shapes), shapes, seed, again)
         case _:
             raise DecodeError("mask: not a change of a mask")
 
@@ -151,28 +219,17 @@ def _decode_two_sets(data: bytes, old: Bits) -> Bits:
     return new
 
 
-def _encode_gaps(bits: Bits) -> bytes:
-    rarer = 2 * int(np.count_nonzero(bits)) <= len(bits)
-    places = np.flatnonzero(bits == rarer)
-    gaps = np.diff(places, prepend=-1) - 1
-    coded = np.full(len(gaps) + int((gaps // 255).sum()), 255, np.uint8)
-    coded[np.cumsum(gaps // 255 + 1) - 1] = gaps % 255
-    return b"\x02" + _GAPS.pack(rarer, len(places), len(coded)) + frames.pack(coded.tobytes())
+def regrow(old: Bits, dropped: Bits, shapes: Shapes, seed: bytes, again: bool = True) -> Bits:
+    """Drop places of `old`, and grow as many in each tensor from a seed; none of `old`, but `again` just dropped ones.
 
-
-def _decode_gaps(data: bytes, size: int) -> Bits:
-    if len(data) < 1 + _GAPS.size:
-        raise DecodeError("mask: it ends too early")
-    rarer, count, length = _GAPS.unpack_from(data, 1)
-    if rarer > 1 or 2 * count > size or length > count + size // 255:
-        raise DecodeError("mask: it claims more gaps than fit")
-    coded = np.frombuffer(frames.unpack(data[1 + _GAPS.size :], length), np.uint8)
-    ends = coded != 255
-    if int(np.count_nonzero(ends)) != count or (length and not ends[-1]):
-        raise DecodeError("mask: its gaps do not add up")
-    places = np.cumsum(coded, dtype=np.int64)[ends] + np.arange(count)
-    if count and places[-1] >= size:
-        raise DecodeError("mask: a gap leads beyond its end")
-    bits = np.full(size, not rarer, np.bool_)
-    bits[places] = bool(rarer)
-    return bits
+    Raises:
+        DecodeError: a place that is dropped is not in `old`, or there is no room to grow.
+    """
+    tensors = [held for held, _ in _tensors(len(old), shapes)]
+    numbers = [int(np.count_nonzero(dropped[held])) for held in tensors]
+    kept = old & ~dropped
+    barred = kept if again else old
+    room = [held.stop - held.start - int(np.count_nonzero(barred[held])) for held in tensors]
+    if (dropped & ~old).any() or any(number > free for number, free in zip(numbers, room, strict=True)):
+        raise DecodeError("mask: what is dropped was not there, or as many cannot grow")
+    return kept | grow_from_seed(seed, barred, [held.stop - held.start for held in tensors], numbers)

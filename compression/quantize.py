@@ -19,9 +19,16 @@ A quantised model is, little-endian and without a head (sizes and b are known to
     codes               b bits each, lowest bit first, those of all layers end to end; zeros fill up the last byte
     codebooks           m float32 for each layer, rising
     the other values    float32
+
+A layer's codes can also be sent by themselves, near their entropy (`encode_codes`). One byte names the coding, then:
+
+    0   the codes in b bits each, as above
+    1   the codes as symbols (`entropy.py`)
+    2   the codes by the layer's structure (`structured.py`)
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +36,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.compression import entropy, structured
 from edge_runtime.compression.errors import DecodeError
 
 Values = NDArray[np.floating[Any]]
@@ -188,3 +196,29 @@ def unpack(data: bytes, count: int, bits: int) -> Codes:
     if digits[count * bits :].any():
         raise DecodeError("codes: they are filled up with other than zeros")
     return np.packbits(digits[: count * bits].reshape(count, bits), axis=1, bitorder="little")[:, 0]
+
+
+def encode_codes(codes: Codes, bits: int, shape: tuple[int, ...]) -> bytes:
+    """Encode the codes [product of shape] below 2^bits of one layer, as the smallest; the inverse of `decode_codes`."""
+    codings = [b"\x00" + pack(codes, bits), b"\x01" + entropy.encode(codes, 1 << bits)]
+    if (by_structure := structured.encode(codes, shape, 1 << bits)) is not None:
+        codings.append(b"\x02" + by_structure)
+    return min(codings, key=len)
+
+
+def decode_codes(data: bytes, bits: int, shape: tuple[int, ...]) -> Codes:
+    """Decode hostile bytes into the codes [product of shape] below 2^bits of one layer.
+
+    Raises:
+        DecodeError: they are not such codes.
+    """
+    count, alphabet = math.prod(shape), 1 << bits
+    match data[:1]:
+        case b"\x00":
+            return unpack(data[1:], count, bits)
+        case b"\x01":
+            return entropy.decode(data[1:], count, alphabet).astype(np.uint8)
+        case b"\x02":
+            return structured.decode(data[1:], shape, alphabet)
+        case _:
+            raise DecodeError(f"codes: no layer is coded as {data[:1]!r}")

@@ -233,3 +233,35 @@ def test_trap_11_a_resnet20_is_as_large_as_codes_codebooks_and_what_is_not_quant
     size = quantize.size_bytes(bits, layers, 269_722 - 267_264)
     assert size / 1024 == pytest.approx(kib, abs=0.05)
     assert 4 * 269_722 / size == pytest.approx(times, abs=0.005)
+
+
+@given(st.integers(1, 8), st.sampled_from([(), (5,), (0, 4), (6, 20), (4, 3, 3, 3)]), st.data())
+def test_the_codes_of_a_layer_come_back(bits: int, shape: tuple[int, ...], choose: st.DataObject) -> None:
+    codes = choose.draw(hnp.arrays(np.uint8, math.prod(shape), elements=st.integers(0, (1 << bits) - 1)))
+    assert (quantize.decode_codes(quantize.encode_codes(codes, bits, shape), bits, shape) == codes).all()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_codes_cost_a_byte_more_than_they_are_packed_at_most_and_less_where_units_differ(bits: int) -> None:
+    rng = np.random.default_rng(0)
+    shape, top = (60, 500), (1 << bits) - 1
+    even = rng.integers(0, top + 1, 30_000).astype(np.uint8)
+    assert len(quantize.encode_codes(even, bits, shape)) == 1 + len(quantize.pack(even, bits))
+    spread = rng.exponential(1, (60, 1)) * rng.laplace(0, top / 6, shape) + top * rng.random((60, 1))
+    codes = np.clip(np.rint(spread), 0, top).astype(np.uint8).ravel()
+    data = quantize.encode_codes(codes, bits, shape)
+    assert (quantize.decode_codes(data, bits, shape) == codes).all()
+    assert len(data) < 0.95 * order_0_bytes(codes)
+
+
+def order_0_bytes(codes: Any) -> float:
+    counts = np.unique(codes, return_counts=True)[1]
+    return float((counts * -np.log2(counts / counts.sum())).sum() / 8)
+
+
+@given(st.integers(0, 3), st.binary(max_size=60), st.integers(1, 8))
+def test_random_bytes_as_codes_raise_nothing_but_a_decode_error(kind: int, data: bytes, bits: int) -> None:
+    try:
+        assert len(quantize.decode_codes(bytes([kind]) + data, bits, (6, 20))) == 120
+    except DecodeError:
+        return

@@ -1,0 +1,112 @@
+"""Fields of different widths, packed into bytes: lowest bit first, zeros fill up the last byte."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.compression.errors import DecodeError
+
+Ints = NDArray[np.int64]
+
+_MAX_WIDTH = 31
+_BLOCK = 1 << 15
+_MAX_VARINT_BYTES = 5
+
+
+def pack(fields: Ints, widths: NDArray[np.integer]) -> bytes:
+    """Pack fields [n], none negative, each into its number of bits [n]; the inverse of `Reader.take_fields`."""
+    bits = [_digits(fields[i : i + _BLOCK])[_inside(widths[i : i + _BLOCK])] for i in range(0, len(fields), _BLOCK)]
+    return np.packbits(np.concatenate(bits), bitorder="little").tobytes() if bits else b""
+
+
+def pack_unary(numbers: Ints) -> bytes:
+    """Pack numbers [n], none negative, each as that many zeros and a one; the inverse of `Reader.take_unary`."""
+    bits = np.zeros(int(numbers.sum()) + len(numbers), np.uint8)
+    bits[np.cumsum(numbers + 1) - 1] = 1
+    return np.packbits(bits, bitorder="little").tobytes()
+
+
+def pack_number(number: int) -> bytes:
+    """Pack a number below 2^35, 7 bits a byte, lowest first, the high bit says that more follow; see `take_number`."""
+    data = bytearray()
+    while number > 127:
+        data.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*data, number])
+
+
+class Reader:
+    """Takes one part of hostile bytes after the other; every method raises DecodeError where they are not such."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._place = data, 0
+
+    def take(self, size: int) -> bytes:
+        """Take so many bytes."""
+        if size > len(self._data) - self._place:
+            raise DecodeError(f"{size} bytes are announced where {len(self._data) - self._place} are left")
+        self._place += size
+        return self._data[self._place - size : self._place]
+
+    def finish(self) -> None:
+        """Check that nothing is left."""
+        if self._place < len(self._data):
+            raise DecodeError(f"{len(self._data) - self._place} bytes too many")
+
+    def rest(self) -> bytes:
+        """Take all that is left."""
+        return self.take(len(self._data) - self._place)
+
+    def take_number(self) -> int:
+        """Take a number below 2^35."""
+        number = 0
+        for i in range(_MAX_VARINT_BYTES):
+            byte = self.take(1)[0]
+            number |= (byte & 127) << 7 * i
+            if byte < 128:
+                return number
+        raise DecodeError("a number does not end")
+
+    def take_fields(self, widths: NDArray[np.integer]) -> Ints:
+        """Take fields of these widths [n]."""
+        total = int(widths.sum())
+        bits = self._bits(self.take(-(-total // 8)), total)
+        fields = np.zeros(len(widths), np.int64)
+        end = 0
+        for i in range(0, len(widths), _BLOCK):
+            inside = _inside(widths[i : i + _BLOCK])
+            digits = np.zeros(inside.shape, np.int64)
+            start, end = end, end + int(np.count_nonzero(inside))
+            digits[inside] = bits[start:end]
+            fields[i : i + _BLOCK] = (digits << np.arange(inside.shape[1])).sum(axis=1)
+        return fields
+
+    def take_unary(self, count: int, largest: int) -> Ints:
+        """Take `count` numbers in unary, none above `largest`."""
+        if not count:
+            return np.zeros(0, np.int64)
+        most = -(-count * (largest + 1) // 8)
+        bits = np.unpackbits(np.frombuffer(self._data, np.uint8, offset=self._place)[:most], bitorder="little")
+        ends = np.flatnonzero(bits)[:count]
+        if len(ends) < count:
+            raise DecodeError(f"{len(ends)} unary numbers where {count} are expected")
+        self._bits(self.take(int(ends[-1]) // 8 + 1), int(ends[-1]) + 1)
+        numbers = np.diff(ends, prepend=-1) - 1
+        if int(numbers.max()) > largest:
+            raise DecodeError(f"{numbers.max()} where {largest} is the largest that may be")
+        return numbers
+
+    @staticmethod
+    def _bits(data: bytes, size: int) -> NDArray[np.uint8]:
+        bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+        if bits[size:].any():
+            raise DecodeError("a byte is filled up with other than zeros")
+        return bits[:size]
+
+
+def _digits(fields: Ints) -> NDArray[np.bool_]:
+    return (fields[:, None] >> np.arange(_MAX_WIDTH) & 1).astype(np.bool_)
+
+
+def _inside(widths: NDArray[np.integer]) -> NDArray[np.bool_]:
+    inside: NDArray[np.bool_] = np.arange(_MAX_WIDTH) < widths[:, None]
+    return inside

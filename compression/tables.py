@@ -1,0 +1,122 @@
+"""Tables of frequencies for `entropy.py`: fitted to counts, and written in a few bytes.
+
+There is one row for each context and one column for each symbol; a row adds up to 2^R, and a symbol that occurs has at
+least 1. One column, that of the usual symbol, is not written: it has what the others leave. The format (numbers, unary
+and fields as in `bitfield.py`):
+
+    number    the columns: those of higher symbols are 0 and not written
+    number    the usual symbol
+    1 byte    the digits d of a frequency that are written after its leading 1 (0 to 15), plus 16 if written by columns
+    unary     the bit length of each frequency (0 for 0), less that of the one before it, which is 0 before the first:
+              in its row, row after row; or if written by columns, in its column. As 0, -1, 1, -2, 2 ... are 0, 1, 2 ...
+    fields    the highest d digits of each frequency after its leading 1, all if there are fewer; the lower ones are 0
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.compression import bitfield
+from edge_runtime.compression.errors import DecodeError
+
+Ints = NDArray[np.int64]
+
+_DIGITS = (1, 2, 3, 4, 5, 7, 15)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Frequencies [contexts, symbols], the symbol that is not written, and the digits of the others."""
+
+    frequencies: Ints
+    usual: int
+    digits: int
+
+
+def fit(counts: Ints, scale: int) -> tuple[Table, float]:
+    """Fit rows that add up to 2^scale to counts [contexts, symbols]; also give the bits of the table and the symbols.
+
+    Fewer digits make a shorter table and longer symbols; the best of some is taken.
+    """
+    usual = int(counts.sum(axis=0).argmax())
+    used = counts > 0
+    total = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    exact = np.maximum((counts * (2 << scale) // total + 1) >> 1, used)
+    best: tuple[Table, float] | None = None
+    for digits in _DIGITS:
+        table = Table(_settle(_rounded(exact, digits), used, digits, usual, scale), usual, digits)
+        bits = 8 * len(encode(table)) + float((counts[used] * (scale - np.log2(table.frequencies[used]))).sum())
+        if best is None or bits < best[1]:
+            best = table, bits
+    assert best is not None  # noqa: S101 - there are digits to try
+    return best
+
+
+def encode(table: Table) -> bytes:
+    """Encode a table; the inverse of `decode`."""
+    written = np.delete(table.frequencies, table.usual, axis=1)
+    lengths = _bit_lengths(written)
+    by_row, by_column = (bitfield.pack_unary(_fold(np.diff(lengths, axis=axis, prepend=0)).ravel()) for axis in (1, 0))
+    by_columns = len(by_column) < len(by_row)
+    widths = np.clip(lengths - 1, 0, table.digits)
+    fields = (written >> np.maximum(lengths - 1 - widths, 0)) & ((1 << widths) - 1)
+    head = bitfield.pack_number(table.frequencies.shape[1]) + bitfield.pack_number(table.usual)
+    lead = bytes([table.digits | by_columns << 4]) + (by_column if by_columns else by_row)
+    return head + lead + bitfield.pack(fields.ravel(), widths.ravel())
+
+
+def decode(reader: bitfield.Reader, contexts: int, alphabet: int, scale: int) -> Ints:
+    """Decode hostile bytes into frequencies [contexts, symbols up to `alphabet`], whose rows add up to 2^scale.
+
+    Raises:
+        DecodeError: they are not such a table.
+    """
+    columns, usual, lead = reader.take_number(), reader.take_number(), reader.take(1)[0]
+    if not usual < columns <= alphabet or lead > 31:
+        raise DecodeError(f"table: {columns} columns without number {usual}, where {alphabet} are the most")
+    digits, by_columns = lead & 15, lead >> 4
+    steps = reader.take_unary(contexts * (columns - 1), 2 * scale + 2)
+    lengths = np.cumsum(_unfold(steps).reshape(contexts, columns - 1), axis=1 - by_columns)
+    if lengths.size and (lengths.min() < 0 or lengths.max() > scale + 1):
+        raise DecodeError("table: a frequency is beyond what all add up to")
+    widths = np.clip(lengths - 1, 0, digits)
+    fields = reader.take_fields(widths.ravel()).reshape(lengths.shape) | 1 << widths
+    written = np.where(lengths > 0, fields << np.maximum(lengths - 1 - widths, 0), 0)
+    left = (1 << scale) - written.sum(axis=1)
+    if (left < 0).any():
+        raise DecodeError("table: the frequencies add up to more than they may")
+    return np.insert(written, usual, left, axis=1)
+
+
+def _settle(table: Ints, used: NDArray[np.bool_], digits: int, usual: int, scale: int) -> Ints:
+    """Give the usual symbol what the others leave, and take from the largest where that is too little."""
+    table[:, usual] = 0
+    missing = table.sum(axis=1) + used[:, usual] - (1 << scale)
+    for i in np.flatnonzero(missing > 0):
+        row, less = table[i], int(missing[i])
+        while less > 0:
+            largest = int(row.argmax())
+            unit = 1 << max(int(row[largest]).bit_length() - 1 - digits, 0)  # what is left keeps its digits
+            cut = unit * min(-(-less // unit), int(row[largest]) // unit // 2)
+            row[largest] -= cut
+            less -= cut
+    table[:, usual] = (1 << scale) - table.sum(axis=1)
+    return table
+
+
+def _rounded(values: Ints, digits: int) -> Ints:
+    drop = np.maximum(_bit_lengths(values) - 1 - digits, 0)
+    return (values + (1 << drop >> 1)) >> drop << drop
+
+
+def _bit_lengths(values: Ints) -> Ints:
+    return np.frexp(values)[1].astype(np.int64)  # exact below 2^53
+
+
+def _fold(steps: Ints) -> Ints:
+    return np.where(steps < 0, -2 * steps - 1, 2 * steps)
+
+
+def _unfold(folded: Ints) -> Ints:
+    return np.where(folded & 1, -(folded + 1 >> 1), folded >> 1)
