@@ -196,6 +196,12 @@ def _cnn_large() -> ModelSpec:
     return ModelSpec("cnn-large", (*_CNN_FEATURES, *head), (1, 28, 28), 10)
 
 
+def _cnn_wide() -> ModelSpec:
+    """Two 3x3 convolutions without padding, and one pooling after both: 1,199,882 parameters, 98 % in one matrix."""
+    features = (Conv(1, 32, (3, 3)), Relu(), Conv(32, 64, (3, 3)), Relu(), MaxPool(2), Flatten())
+    return ModelSpec("cnn-wide", (*features, Linear(9216, 128), Relu(), Linear(128, 10)), (1, 28, 28), 10)
+
+
 def _lenet() -> ModelSpec:
     """LeNet-5 with the layer sizes of LeCun et al. (1998), section II.B, but ReLU, max-pooling and full connections."""
     features = (Conv(1, 6, (5, 5), padding=2), Relu(), MaxPool(2), Conv(6, 16, (5, 5)), Relu(), MaxPool(2))
@@ -214,6 +220,7 @@ def _linear() -> ModelSpec:
 _MODELS = {
     "cnn": _cnn,
     "cnn-large": _cnn_large,
+    "cnn-wide": _cnn_wide,
     "lenet": _lenet,
     "linear": _linear,
     "mlp": _mlp,

@@ -11,6 +11,7 @@ from edge_runtime.tree import Layout
     [
         ("cnn", 1_663_370),
         ("cnn-large", 9_639_306),
+        ("cnn-wide", 1_199_882),
         ("lenet", 61_706),
         ("linear", 7_850),
         ("mlp", 25_450),
