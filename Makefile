@@ -16,7 +16,7 @@ test: export OPENBLAS_NUM_THREADS = 1
 test: export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test format lint types wheel check-wheels clean
+.PHONY: help demo test fuzz format lint types wheel check-wheels clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -30,6 +30,9 @@ test: $(VENV)/.test-stamp $(ORT_TRAINING)/.stamp ## set up and run all tests (AR
 	@exec $(BIN)/python -m pytest -n auto $(ARGS)
 	@$(if $(strip $(ARGS)),:,test ! -x $(ORT_TRAINING)/bin/python || \
 	  exec $(ORT_TRAINING)/bin/python -m pytest tests/backends/test_ort_training.py)
+
+fuzz: $(VENV)/.test-stamp ## throw a million mutated payloads at every decoder (ARGS="--number 50000 --seed 1")
+	@OMP_NUM_THREADS=1 exec $(BIN)/python -m tests.fuzz $(ARGS)
 
 format: $(VENV)/.test-stamp ## format the code
 	@$(BIN)/ruff format $(SOURCES)
