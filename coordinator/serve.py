@@ -7,20 +7,45 @@ from collections.abc import Callable
 
 from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.errors import EdgeError
-from edge_runtime.message import Message, down_topic, encode, up_topic
+from edge_runtime.fit import Fit
+from edge_runtime.message import Chunk, Message, all_topic, down_topic, encode, up_topic
 from edge_runtime.transport import Transport
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 2.0
 _MAX_QUEUE = 1024
+_WAIT_S = 0.2
+_PUMP_S = 0.01
+_MAX_UNSENT_BYTES = 4_194_304
+"""Of messages that wait for the socket: above that, chunks that devices asked for stay where they are."""
+
+
+class TopicPost:
+    """The way out by topics of a transport; implements `server.Post`."""
+
+    def __init__(self, fleet: str, transport: Transport) -> None:
+        self._fleet, self._transport = fleet, transport
+
+    def send(self, device: str, message: Message) -> bool:
+        """Send a message to a device."""
+        return self._transport.send(down_topic(self._fleet, device), encode(message))
+
+    def share(self, chunk: Chunk) -> bool:
+        """Send a chunk to all devices that listen to its blob."""
+        return self._transport.send(all_topic(self._fleet, chunk.digest), encode(chunk))
+
+    def room(self) -> bool:
+        """Say whether little waits for the socket."""
+        return self._transport.unsent_bytes() < _MAX_UNSENT_BYTES
 
 
 class Inbox:
     """A bounded queue between the transport's thread and the coordinator's; what does not fit is lost, and repaired."""
 
     def __init__(self, transport: Transport, fleet: str) -> None:
-        self.events: queue.Queue[tuple[str, bytes] | None] = queue.Queue(_MAX_QUEUE)
+        self.events: queue.Queue[tuple[str, bytes] | bool] = queue.Queue(_MAX_QUEUE)
+        """Messages with their topics, and whether the link is up whenever that changes."""
         self.lost = 0
         self._transport, self._fleet = transport, fleet
 
@@ -28,17 +53,14 @@ class Inbox:
         """Connect and listen to every device of the fleet."""
         self._transport.start([up_topic(self._fleet, "+")], self._receive, self._connected)
 
-    def send(self, device: str, message: Message) -> bool:
-        """Send a message to a device."""
-        return self._transport.send(down_topic(self._fleet, device), encode(message))
-
     def _receive(self, topic: str, payload: bytes) -> None:
         self._put((topic, payload))
 
     def _connected(self, up: bool) -> None:
         log.info("connected to the broker" if up else "connection to the broker lost")
+        self._put(up)
 
-    def _put(self, event: tuple[str, bytes]) -> None:
+    def _put(self, event: tuple[str, bytes] | bool) -> None:
         try:
             self.events.put_nowait(event)
         except queue.Full:
@@ -63,14 +85,21 @@ def serve(
     tick += _TICK_S
     deadline += deadline_s
     where = _where(coordinator)
+    wait_s, fit = _WAIT_S, Fit()
     while not coordinator.core.progress.finished:
         try:
-            event = inbox.events.get(timeout=0.2)
+            event = inbox.events.get(timeout=wait_s)
         except queue.Empty:
             event = None
-        if event is not None:
-            coordinator.receive(*event)
         now = time.monotonic()
+        if isinstance(event, tuple):
+            coordinator.receive(*event)
+        elif event is not None and fit.changed(event, now):
+            coordinator.halve_chunks()
+            log.warning("the broker hangs up on chunks: they now have %d bytes", coordinator.chunk_bytes)
+        due = coordinator.pump(now)
+        fit.watch(coordinator.chunks_sent, now)
+        wait_s = _WAIT_S if due is None else min(_WAIT_S, max(_PUMP_S, due - now))
         if _where(coordinator) != where:
             where, deadline = _where(coordinator), now + deadline_s
         if now >= tick:

@@ -1,9 +1,17 @@
-"""Updates on their way in: which chunks of which offer are here. State and event in, actions out."""
+"""Updates on their way in: which chunks of which offer are here. State and event in, actions out.
 
-from edge_runtime.coordinator.actions import Accept, Action, Keep, Tell
-from edge_runtime.message import Chunk, Offer
+The more devices send at the same time, the smaller is the window of each, so that what a fleet has on its way fits the
+queues of the broker and of the coordinator, and nobody waits for a slow one.
+"""
+
+from collections.abc import Iterable
+
+from edge_runtime.coordinator.actions import Accept, Action, Keep, Recall, Tell
+from edge_runtime.message import WINDOW, Chunk, Offer
 from edge_runtime.transfer import Incoming
 
+MOST_CHUNKS = 512
+"""On their way from all devices together; with more devices than that, one from each."""
 _MAX_SILENCE = 16
 """Ticks between two repetitions to a device that does not answer."""
 
@@ -32,11 +40,16 @@ class Uploads:
     def begin(self, device: str, offer: Offer) -> list[Action]:
         """Let an offer in that was found good."""
         held = self._incoming.get(device)
-        if held is not None and held[0].blob == offer.blob:
-            return []  # what was asked for is on its way, or `ask` will be called
-        incoming = Incoming(offer.blob)
+        if held is None or held[0].blob != offer.blob:
+            return [Recall(device, offer)]
+        need = held[1].ask_next(self._window())
+        return [Tell(device, need)] if need else []  # what was asked for is on its way, or `ask` will be called
+
+    def recalled(self, device: str, offer: Offer, have: Iterable[int]) -> list[Action]:
+        """Go on after `Recall`: ask for what is missing."""
+        incoming = Incoming(offer.blob, have)
         self._incoming[device] = (offer, incoming)
-        return [Accept(device, offer)] if incoming.complete else [Tell(device, incoming.ask())]
+        return [Accept(device, offer)] if incoming.complete else [Tell(device, incoming.ask(self._window()))]
 
     def take(self, device: str, chunk: Chunk) -> list[Action]:
         """Take a chunk; one that was not asked for gives no action."""
@@ -48,23 +61,23 @@ class Uploads:
         actions: list[Action] = [Keep(device, offer, chunk)]
         if incoming.complete:
             actions.append(Accept(device, offer))
-        elif need := incoming.ask_next():
+        elif need := incoming.ask_next(self._window()):
             actions.append(Tell(device, need))
         return actions
 
     def ask(self, device: str) -> list[Action]:
-        """Ask again for what is missing, if it has stalled."""
-        incoming = self._incoming[device][1]
-        return [Tell(device, incoming.ask())] if incoming.stalled() else []
+        """Count a tick; ask again for what is missing, if it has stalled."""
+        need = self._incoming[device][1].tick(self._window())
+        return [Tell(device, need)] if need else []
 
-    def restart(self, device: str) -> list[Action]:
-        """Ask for all of it again: the bytes do not have the digest."""
-        if device not in self._incoming:
-            return []
-        offer, _ = self._incoming[device]
-        incoming = Incoming(offer.blob)
-        self._incoming[device] = (offer, incoming)
-        return [Tell(device, incoming.ask())]
+    def lose(self, device: str) -> None:
+        """Take what is on its way from a device as lost: its link was made anew."""
+        if device in self._incoming:
+            self._incoming[device][1].lose()
+
+    def damaged(self, device: str) -> list[Action]:
+        """Ask again for what of it is not good: the bytes do not have the digest."""
+        return [Recall(device, self._incoming[device][0])] if device in self._incoming else []
 
     def drop(self, device: str) -> None:
         """Forget a device's update."""
@@ -74,3 +87,6 @@ class Uploads:
         """Forget all."""
         self._incoming.clear()
         self._silence.clear()
+
+    def _window(self) -> int:
+        return max(1, min(WINDOW, MOST_CHUNKS // max(1, len(self._incoming))))

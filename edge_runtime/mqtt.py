@@ -37,6 +37,8 @@ _ANSWER_S = 10.0
 _STABLE_S = 10.0
 _TAKEOVERS = 3
 _CLOSE_S = 0.8
+_SMALL_BYTES = 8_192
+"""After a larger packet, a broker that hangs up may mean the packet."""
 
 
 class Mqtt:
@@ -57,6 +59,7 @@ class Mqtt:
         self.callback_failures = 0
         self._link = link
         self._topics: list[str] = []
+        self._needed: frozenset[str] = frozenset()
         self._subscribed: list[str] = []
         self._subscription: int | None = None
         self._receive: Receive = lambda topic, payload: None
@@ -66,7 +69,8 @@ class Mqtt:
         self._up_since_s = 0.0
         self._lock = threading.Lock()
         self._waiting: deque[int] = deque()
-        self._waiting_bytes = 0
+        self._waiting_bytes = self._largest_bytes = 0
+        """Bytes that wait for the socket, and the largest packet on this connection."""
         self._bytes = SocketBytes()
         self._witness = Witness(link)
         self._started, self._closing = threading.Event(), threading.Event()
@@ -80,6 +84,7 @@ class Mqtt:
             LinkError: no broker there, or it refuses us: the address, why, and what to do.
         """
         self._topics, self._receive, self._connected = [*topics, *self._topics], receive, connected
+        self._needed = frozenset(topics)
         self._thread.start()
         # The network thread has deadlines of its own; this one is for a name server that does not answer.
         if not self._started.wait(2 * CONNECT_S + _ANSWER_S):
@@ -94,6 +99,18 @@ class Mqtt:
         self._topics = [*self._topics, *more]  # before asking: a reconnection in between then subscribes to them too
         if more and self._up:
             self._client.subscribe([(topic, 0) for topic in more])
+
+    def unlisten(self, topics: Sequence[str]) -> None:
+        """Subscribe to these no longer, now or after a reconnection."""
+        fewer = [topic for topic in topics if topic in self._topics]
+        self._topics = [topic for topic in self._topics if topic not in fewer]
+        if fewer and self._up:
+            self._client.unsubscribe(fewer)
+
+    def unsent_bytes(self) -> int:
+        """Count what waits for the socket."""
+        with self._lock:
+            return self._waiting_bytes
 
     def send(self, topic: str, payload: bytes) -> bool:
         """Hand one message over; False if the link is down or too much is waiting for it. Any thread may call this.
@@ -117,6 +134,7 @@ class Mqtt:
                 return False
             self._waiting.append(size_bytes)
             self._waiting_bytes += size_bytes
+            self._largest_bytes = max(self._largest_bytes, size_bytes)
             return True
 
     def traffic(self) -> Traffic:
@@ -187,7 +205,8 @@ class Mqtt:
                 return
             # A short life counts as a failed attempt: two clients in a fight must not speed each other up.
             attempts = 0 if lived_s >= _STABLE_S else attempts + 1
-            takeovers = takeovers + 1 if 0 < lived_s < _STABLE_S and self._witness.stands() else 0
+            taken = 0 < lived_s < _STABLE_S and self._largest_bytes <= _SMALL_BYTES and self._witness.stands()
+            takeovers = takeovers + 1 if taken else 0
             self._witness.close()
             if takeovers >= _TAKEOVERS:
                 self.error = LinkError(
@@ -203,7 +222,7 @@ class Mqtt:
 
     def _connect_once(self) -> float:
         """Connect and serve until the connection ends; return how long it was up, in seconds (0: never)."""
-        self._trouble, self._up_since_s = "", 0.0
+        self._trouble, self._up_since_s, self._largest_bytes = "", 0.0, 0
         try:
             self._client.reconnect()
         except OSError as error:
@@ -260,17 +279,18 @@ class Mqtt:
             self._ready()
 
     def _on_subscribe(self, client: paho.Client, _data: Any, mid: int, reasons: list[ReasonCode], _more: Any) -> None:
-        if mid != self._subscription:
-            if any(reason.is_failure for reason in reasons):
-                log.warning("the broker at %s does not let %r listen", self._link.address, self._link.client_id)
-            return
-        refused = [topic for topic, reason in zip(self._subscribed, reasons, strict=False) if reason.is_failure]
-        if refused:
-            self._trouble = (
-                f"the broker at {self._link.address} does not let {self._link.client_id!r} read {refused[0]}"
-            )
+        first = mid == self._subscription
+        topics = self._subscribed if first else ["more topics"] * len(reasons)
+        refused = [topic for topic, reason in zip(topics, reasons, strict=False) if reason.is_failure]
+        who = f"the broker at {self._link.address} does not let {self._link.client_id!r} read"
+        fatal = [topic for topic in refused if topic in self._needed]
+        if fatal:
+            self._trouble = f"{who} {fatal[0]}"
             client.disconnect()
-        else:
+            return
+        if refused:
+            log.warning("%s %s", who, refused[0])
+        if first:
             self._ready()
 
     def _ready(self) -> None:

@@ -41,8 +41,16 @@ class Transport(Protocol):
         """Subscribe to more topics, after `start` and after every reconnection. What was said before is missed."""
         ...
 
+    def unlisten(self, topics: Sequence[str]) -> None:
+        """Subscribe to these no longer; what is on its way may still come."""
+        ...
+
     def send(self, topic: str, payload: bytes) -> bool:
         """Hand one message over; False if it was dropped because the link is down or its queue is full."""
+        ...
+
+    def unsent_bytes(self) -> int:
+        """Count the bytes that were handed over and wait for the socket, for those who pace themselves by it."""
         ...
 
     def traffic(self) -> Traffic:
@@ -141,6 +149,15 @@ class LoopbackEnd:
         """Listen to more topics."""
         self.topics = [*self.topics, *(topic for topic in topics if topic not in self.topics)]
         self._bus.subscriptions_changed()
+
+    def unlisten(self, topics: Sequence[str]) -> None:
+        """Listen to fewer topics."""
+        self.topics = [topic for topic in self.topics if topic not in topics]
+        self._bus.subscriptions_changed()
+
+    def unsent_bytes(self) -> int:
+        """Count nothing: a message is on its way at once."""
+        return 0
 
     def send(self, topic: str, payload: bytes) -> bool:
         """Post a message."""

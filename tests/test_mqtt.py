@@ -212,6 +212,46 @@ def test_topics_that_are_added_later_are_listened_to_and_still_are_after_a_recon
     assert arrives("t/first")
 
 
+def test_topics_that_are_no_longer_wanted_bring_nothing_even_after_a_reconnection(
+    broker: brokers.Broker, connect: Callable[..., End]
+) -> None:
+    talker, listener = connect(broker.port, "talker", []), connect(broker.port, "listener", ["t/first"])
+    listener.mqtt.listen(["t/more"])
+    assert until(lambda: talker.mqtt.send("t/more", b"x") and time.sleep(0.02) is None and listener.got)
+    listener.mqtt.unlisten(["t/more", "t/never"])
+    for ups in ([True], [True, False, True]):
+        talker.mqtt.send("t/more", b"x")
+        time.sleep(0.1)  # what was on its way has come
+        listener.got.clear()
+        talker.mqtt.send("t/more", b"x")
+        talker.mqtt.send("t/first", b"y")
+        assert until(lambda: listener.got)
+        assert (listener.got, listener.ups) == ([("t/first", b"y")], ups)
+        if ups == [True]:
+            listener.mqtt._hang_up()
+            assert until(lambda: listener.ups == [True, False, True])
+
+
+def test_a_topic_that_was_added_and_is_refused_after_a_reconnection_does_not_end_the_link(
+    connect: Callable[..., End], caplog: pytest.LogCaptureFixture
+) -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.recv(1024)
+        connection.sendall(b"\x20\x02\x00\x00")
+        while subscribe := connection.recv(1024):
+            codes = b"\x00\x80" if b"t/more" in subscribe else b"\x00"
+            connection.sendall(b"\x90" + bytes([2 + len(codes)]) + subscribe[2:4] + codes)
+
+    with server(answer) as port:
+        device = connect(port, "device", ["t/first"])
+        device.mqtt._topics.append("t/more")
+        device.mqtt._hang_up()
+        assert until(lambda: device.ups == [True, False, True])
+        assert until(lambda: "does not let 'device' read t/more" in caplog.text)
+        assert device.mqtt.error is None
+        device.mqtt.close()
+
+
 def test_traffic_is_what_was_sent_and_a_few_bytes_of_framing(
     broker: brokers.Broker, connect: Callable[..., End]
 ) -> None:
@@ -256,6 +296,7 @@ def test_what_waits_for_a_broker_that_does_not_read_is_bounded_and_close_does_no
         assert sent[0]
         assert not sent[-1]
         assert device.mqtt.dropped == sent.count(False)
+        assert 800_000 < device.mqtt.unsent_bytes() <= 1_000_000
         begin_s = time.monotonic()
         device.mqtt.close()
         assert time.monotonic() - begin_s < 1.2

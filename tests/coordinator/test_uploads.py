@@ -1,0 +1,65 @@
+from edge_runtime.coordinator.actions import Accept, Keep, Recall, Tell
+from edge_runtime.coordinator.uploads import MOST_CHUNKS, Uploads
+from edge_runtime.message import Blob, Chunk, Need, Offer
+
+BLOB = Blob("a" * 64, 40 * 10, 10)
+OFFER = Offer("run", 0, "train", BLOB)
+
+
+def chunk(index: int) -> Chunk:
+    return Chunk(BLOB.digest, index, bytes(10))
+
+
+def need(*want: int) -> Need:
+    return Need(BLOB.digest, want)
+
+
+def begun(device: str = "a", have: frozenset[int] = frozenset()) -> Uploads:
+    uploads = Uploads()
+    assert uploads.begin(device, OFFER) == [Recall(device, OFFER)]
+    uploads.recalled(device, OFFER, have)
+    return uploads
+
+
+def test_what_was_kept_before_a_restart_is_not_asked_for_again() -> None:
+    uploads = Uploads()
+    uploads.begin("a", OFFER)
+    assert uploads.recalled("a", OFFER, set(range(38))) == [Tell("a", need(38, 39))]
+    assert uploads.take("a", chunk(38)) == [Keep("a", OFFER, chunk(38))]
+    assert uploads.take("a", chunk(39)) == [Keep("a", OFFER, chunk(39)), Accept("a", OFFER)]
+
+
+def test_an_update_that_was_kept_whole_is_looked_at_at_once() -> None:
+    uploads = Uploads()
+    uploads.begin("a", OFFER)
+    assert uploads.recalled("a", OFFER, set(range(40))) == [Accept("a", OFFER)]
+
+
+def test_of_a_damaged_update_only_what_is_not_good_is_asked_for_again() -> None:
+    uploads = begun(have=frozenset(range(39)))
+    uploads.take("a", chunk(39))
+    assert uploads.damaged("a") == [Recall("a", OFFER)]
+    assert uploads.recalled("a", OFFER, set(range(40)) - {7}) == [Tell("a", need(7))]
+
+
+def test_an_offer_that_is_repeated_asks_for_nothing_twice_unless_the_link_was_made_anew() -> None:
+    uploads = begun()
+    uploads.take("a", chunk(0))
+    assert uploads.begin("a", OFFER) == []
+    uploads.lose("a")
+    assert uploads.begin("a", OFFER) == [Tell("a", need(*range(1, 17)))]
+
+
+def test_the_more_devices_send_the_less_each_has_on_its_way() -> None:
+    uploads = Uploads()
+    asked = []
+    for number in range(2 * MOST_CHUNKS):
+        (told,) = uploads.recalled(f"d{number}", OFFER, set())
+        assert isinstance(told, Tell)
+        assert isinstance(told.message, Need)
+        asked.append(len(told.message.want))
+    assert asked[:32] == [16] * 32
+    assert asked[63] == 8
+    assert asked[-1] == 1
+    assert asked == sorted(asked, reverse=True)
+    assert uploads.take("d0", chunk(15)) == [Keep("d0", OFFER, chunk(15)), Tell("d0", need(0))]

@@ -1,0 +1,492 @@
+"""Five megabytes over links that lose, delay and break: real brokers, agents and coordinators, each its own process.
+
+Run as a program, this file is such an agent or coordinator, of a toy algorithm whose Down is noise that all devices get
+alike, and whose Up is that noise, turned round, of a length to choose. The test stands between them and the broker: a
+`Proxy` per process counts every byte, limits the rate, delays, and breaks connections; a `Wire` loses IP packets.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import fcntl
+import heapq
+import json
+import os
+import random
+import resource
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_runtime import algorithm, wire
+from edge_runtime.agent import Agent
+from edge_runtime.coordinator import broker as brokers
+from edge_runtime.coordinator.journal import Journal
+from edge_runtime.coordinator.run import Run, RunConfig
+from edge_runtime.coordinator.serve import Inbox, TopicPost, serve
+from edge_runtime.coordinator.server import Coordinator
+from edge_runtime.link import Link
+from edge_runtime.mqtt import Mqtt
+from edge_runtime.setup import ModelCard, Setup
+from edge_runtime.store import FileStore
+from edge_runtime.trainer_process import Outcome
+from edge_runtime.tree import Layout
+
+KINDS = [
+    "amqtt",
+    pytest.param("mosquitto", marks=pytest.mark.skipif(brokers.find_mosquitto() is None, reason="no mosquitto here")),
+]
+SIZE = 5_000_000
+VALUES = SIZE // 4
+WINDOW_BYTES = 16 * 65_536
+SLACK = 100_000
+"""For control messages, and framing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Down:
+    round: int
+    values: np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Up:
+    round: int
+    values: np.ndarray[Any, np.dtype[np.float32]]
+
+
+def noise(round_: int) -> Any:
+    """Give values that no codec makes smaller: sign, exponent and mantissa of each are random."""
+    bits = np.random.default_rng(round_).integers(0, 1 << 32, VALUES, np.uint32)
+    bits[(bits >> 23) & 0xFF == 0xFF] = 0  # not finite
+    return bits.view(np.float32)
+
+
+class Server:
+    """Gives noise, and wants it back, reversed."""
+
+    def __init__(self, config: Any, layout: Layout, initial: Any, devices: Any, seed: int) -> None:
+        self.round = 0
+
+    def down(self, device: str, first: bool) -> Down:
+        return Down(self.round, noise(self.round))
+
+    def absorb(self, device: str, up: Up) -> None:
+        assert np.array_equal(up.values, noise(up.round)[::-1][: len(up.values)])
+
+    def close(self) -> None:
+        self.round += 1
+
+    def shared(self) -> None:
+        return None
+
+    def state(self) -> dict[str, Any]:
+        return {"round": self.round}
+
+    def restore(self, state: Any) -> None:
+        self.round = state["round"]
+
+
+class Trainer:
+    """Answers a Down at once."""
+
+    def __init__(self, store: FileStore, part: float) -> None:
+        self.store, self.part = store, part
+
+    def attach(self, done: Callable[[Any, Outcome], None]) -> None:
+        self.done = done
+
+    def start(self, task: Any) -> None:
+        down = wire.decode(self.store.read(task.down.digest), Down, Layout(("w",), ((VALUES,),)))
+        up = Up(down.round, down.values[::-1][: int(self.part * VALUES)])
+        threading.Thread(target=self.done, args=(task, Outcome(wire.encode(up), b"state"))).start()
+
+    def stop(self) -> None:
+        pass
+
+
+def agent(host: str, port: int, name: str, folder: str, part: float) -> None:
+    store = FileStore(Path(folder))
+    trainer: Any = Trainer(store, part)
+    link = Link(host, port, name, keepalive_s=10, retry_s=0.2, max_retry_s=0.5)
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+    Agent("f", name, store, trainer, Mqtt(link)).run(lambda: bool(stopped))
+
+
+def coordinator(port: int, folder: str, devices: int, rounds: int) -> None:
+    toy = algorithm.Algorithm("toy", dict, Down, Up, object, Server)  # type: ignore[arg-type]
+    layout = Layout(("w",), ((VALUES,),))
+    config = RunConfig(rounds=rounds, devices=devices, evaluate=False, deadline_s=600.0)
+    run = Run(config, toy, None, Setup("toy", {}, ModelCard("toy", layout), 1), np.zeros(VALUES, np.float32))
+    encodes, encode = [], wire.encode_down
+
+    def counted(down: Any, *how: Any) -> bytes:
+        encodes.append(type(down).__name__)
+        return encode(down, *how)
+
+    wire.encode_down = counted
+    journal = Journal(Path(folder))
+    transport = Mqtt(Link("127.0.0.1", port, "_coordinator", keepalive_s=10, retry_s=0.2, max_retry_s=0.5))
+    one = Coordinator(run.plan("run", journal.next_epoch()), run, journal, TopicPost("f", transport))
+    inbox = Inbox(transport, "f")
+    inbox.start()
+    start_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    waiting: list[int] = []
+    serve(one, inbox, transport, 600.0, lambda _: waiting.append(transport.unsent_bytes()))
+    time.sleep(0.3)  # let the last word out
+    transport.close()
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start_kib)
+    counts = {"encodes": len(encodes), "most_waiting": max(waiting), "grown": grown, "lost": inbox.lost}
+    sys.stdout.write(json.dumps(counts) + "\n")
+
+
+class Proxy:
+    """Stands between clients and a port: counts, delays, limits the rate, and breaks connections."""
+
+    def __init__(
+        self, port: int, *, delay_s: float = 0.0, rate: float = float("inf"), stalls: float = 0.0, host: str = ""
+    ) -> None:
+        """Begin to listen.
+
+        `rate`: bytes per second in each direction. `stalls`: the part of packets of 1,460 bytes that is lost, each of
+        which holds up what comes after it by a round trip, and by more if it is lost again.
+        """
+        self.up_bytes = self.down_bytes = self.connections = 0
+        self.host = host or "127.0.0.1"
+        self.rate = rate
+        self._target, self._delay_s, self._stalls = port, delay_s, stalls
+        self._random = random.Random(1)
+        self._loop = asyncio.new_event_loop()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        server = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, self.host, 0), self._loop).result()
+        self._server = server
+        self.port = server.sockets[0].getsockname()[1]
+
+    def break_all(self) -> None:
+        """Reset every connection."""
+        self._loop.call_soon_threadsafe(self._break)
+
+    def _break(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def close(self) -> None:
+        async def end() -> None:
+            self._server.close()
+            self._break()
+            rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result(5)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        self._loop.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            other_reader, other = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            writer.transport.abort()
+            return
+        self.connections += 1
+        self._writers |= {writer, other}
+        try:
+            await asyncio.gather(
+                self._carry(reader, other, "up_bytes"), self._carry(other_reader, writer, "down_bytes")
+            )
+        except (OSError, asyncio.CancelledError):
+            pass  # one end is gone, or the test is over
+        finally:
+            for end in (writer, other):
+                end.transport.abort()
+                self._writers.discard(end)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: str) -> None:
+        """Carry one direction; what is on its way at once is bounded, as by a receive window."""
+        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(32)
+        carrying = asyncio.ensure_future(self._deliver(queue, writer))
+        free_s = 0.0
+        try:
+            while data := await reader.read(32_768):
+                now_s = self._loop.time()
+                free_s = max(free_s, now_s) + len(data) / self.rate + self._held_up_s(len(data))
+                await queue.put((free_s + self._delay_s, data))
+                setattr(self, count, getattr(self, count) + len(data))
+            await queue.put((0.0, b""))
+            await carrying
+        finally:
+            carrying.cancel()
+        raise ConnectionResetError
+
+    async def _deliver(self, queue: "asyncio.Queue[tuple[float, bytes]]", writer: asyncio.StreamWriter) -> None:
+        while True:
+            due_s, data = await queue.get()
+            if not data:
+                return
+            await asyncio.sleep(max(0.0, due_s - self._loop.time()))
+            writer.write(data)
+            await writer.drain()
+
+    def _held_up_s(self, size: int) -> float:
+        # With selective acknowledgements, all losses of a window (1 MiB here, 32 reads) are mended in the same round
+        # trips; so each read of that window bears its part of them.
+        rounds, packets = 0, -(-size // 1460)
+        while self._stalls and packets:
+            packets = sum(self._random.random() < self._stalls for _ in range(packets))
+            rounds += packets > 0
+        return rounds * 2 * self._delay_s / 32 * 2
+
+
+class Wire:
+    """A network namespace whose only way out loses IP packets and delays the others: TCP itself must bear it."""
+
+    def __init__(self, loss: float, delay_s: float) -> None:
+        self.name, number = f"wire{os.getpid()}", os.getpid() % 250
+        self.here, self.there = f"10.231.{number}.1", f"10.231.{number}.2"
+        self.lost = 0
+        self._loss, self._delay_s = loss, delay_s
+        self._random = random.Random(1)
+        self._stop = threading.Event()
+        self._ends = [self._tun("a"), self._tun("b")]
+        run("ip", "netns", "add", self.name)
+        run("ip", "link", "set", f"{self.name}b", "netns", self.name)
+        run("ip", "addr", "add", f"{self.here}/30", "dev", f"{self.name}a")
+        run("ip", "link", "set", f"{self.name}a", "up")
+        inside = ("ip", "netns", "exec", self.name)
+        run(*inside, "ip", "addr", "add", f"{self.there}/30", "dev", f"{self.name}b")
+        run(*inside, "ip", "link", "set", f"{self.name}b", "up")
+        run(*inside, "ip", "link", "set", "lo", "up")
+        self._thread = threading.Thread(target=self._carry, daemon=True)
+        self._thread.start()
+
+    def _tun(self, end: str) -> int:
+        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+        fcntl.ioctl(descriptor, 0x400454CA, struct.pack("16sH", f"{self.name}{end}".encode(), 0x1001))  # TUNSETIFF
+        return descriptor
+
+    def _carry(self) -> None:
+        waiting: list[tuple[float, int, int, bytes]] = []
+        count = 0
+        while not self._stop.is_set():
+            timeout_s = max(0.0, min(0.2, waiting[0][0] - time.monotonic())) if waiting else 0.2
+            for descriptor in select.select(self._ends, [], [], timeout_s)[0]:
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        packet = os.read(descriptor, 4096)
+                        if self._random.random() < self._loss:
+                            self.lost += 1
+                            continue
+                        count += 1
+                        other = self._ends[1 - self._ends.index(descriptor)]
+                        heapq.heappush(waiting, (time.monotonic() + self._delay_s, count, other, packet))
+            while waiting and waiting[0][0] <= time.monotonic():
+                _, _, other, packet = heapq.heappop(waiting)
+                with contextlib.suppress(OSError):  # the queue is full: lost
+                    os.write(other, packet)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        for descriptor in self._ends:
+            os.close(descriptor)
+        run("ip", "netns", "del", self.name)
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+class Stage:
+    """Processes and proxies, all ended with the test."""
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
+        self.folder, self.stack = folder, stack
+
+    def broker(self, kind: str, port: int = 0) -> brokers.Broker:
+        return self.stack.enter_context(brokers.start(kind, port=port, folder=self.folder / "broker"))
+
+    def proxy(self, port: int, **settings: Any) -> Proxy:
+        proxy = Proxy(port, **settings)
+        self.stack.callback(proxy.close)
+        return proxy
+
+    def start(self, *arguments: object, within: str = "") -> "subprocess.Popen[str]":
+        command = [sys.executable, __file__, *map(str, arguments)]
+        command = ["ip", "netns", "exec", within, *command] if within else command
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+        def end() -> None:
+            process.kill()
+            process.communicate()
+
+        self.stack.callback(end)
+        return process
+
+    def agent(self, proxy: Proxy, name: str, part: float = 0.0, within: str = "") -> "subprocess.Popen[str]":
+        return self.start("agent", proxy.host, proxy.port, name, self.folder / name, part, within=within)
+
+    def coordinator(self, proxy: Proxy, devices: int = 1, rounds: int = 1) -> "subprocess.Popen[str]":
+        return self.start("coordinator", proxy.port, self.folder / "run", devices, rounds)
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    with contextlib.ExitStack() as stack:
+        yield Stage(tmp_path, stack)
+
+
+def until(true: Callable[[], object], within_s: float = 60.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline_s, "it takes too long"
+        time.sleep(0.01)
+
+
+def result(process: "subprocess.Popen[str]", within_s: float = 90.0) -> SimpleNamespace:
+    said, _ = process.communicate(timeout=within_s)
+    assert process.returncode == 0
+    return SimpleNamespace(**json.loads(said.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_five_megabytes_arrive_both_ways_over_a_slow_link_that_stalls_and_breaks(kind: str, stage: Stage) -> None:
+    broker = stage.broker(kind)
+    near, far = stage.proxy(broker.port), stage.proxy(broker.port, delay_s=0.2, stalls=0.1)
+    stage.agent(far, "a", part=1.0)
+    process = stage.coordinator(near)
+    for size in (SIZE // 2, SIZE + SIZE // 2):
+        until(lambda size=size: far.up_bytes + far.down_bytes > size)  # type: ignore[misc]
+        far.break_all()
+    result(process)
+    assert far.connections >= 3
+    for carried in (far.down_bytes, far.up_bytes):
+        assert SIZE < carried < SIZE + 2 * WINDOW_BYTES + SLACK
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not Path("/dev/net/tun").exists(), reason="needs root and TUN devices")
+def test_five_megabytes_arrive_where_a_tenth_of_all_packets_is_lost(stage: Stage) -> None:
+    wire = Wire(loss=0.1, delay_s=0.2)
+    stage.stack.callback(wire.close)
+    broker = stage.broker("auto")
+    far = stage.proxy(broker.port, host=wire.here)
+    stage.agent(far, "a", within=wire.name)
+    result(stage.coordinator(stage.proxy(broker.port)), 240.0)
+    assert wire.lost > 300
+    assert far.connections == 1
+    assert SIZE < far.down_bytes < SIZE + 8 * 65_536 + SLACK
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_after_a_broker_was_killed_the_rest_is_sent(kind: str, stage: Stage) -> None:
+    broker = stage.broker(kind)
+    near, far = stage.proxy(broker.port), stage.proxy(broker.port, rate=4e6)
+    stage.agent(far, "a")
+    process = stage.coordinator(near)
+    until(lambda: far.down_bytes > 0.6 * SIZE)
+    broker.process.kill()
+    broker.process.wait()
+    stage.broker(kind, broker.port)
+    result(process)
+    assert SIZE < far.down_bytes < SIZE + WINDOW_BYTES + SLACK
+    assert SIZE < near.up_bytes < SIZE + 2 * WINDOW_BYTES + SLACK
+
+
+def test_an_agent_that_was_killed_in_the_middle_of_a_download_fetches_the_rest(stage: Stage) -> None:
+    broker = stage.broker("auto")
+    near, far = stage.proxy(broker.port), stage.proxy(broker.port, rate=4e6)
+    first = stage.agent(far, "a")
+    process = stage.coordinator(near)
+    until(lambda: far.down_bytes > 0.6 * SIZE)
+    first.kill()
+    first.wait()
+    stage.agent(far, "a")
+    result(process)
+    assert SIZE < far.down_bytes < SIZE + WINDOW_BYTES + SLACK
+
+
+def test_a_coordinator_that_was_killed_in_the_middle_of_an_upload_is_sent_the_rest(stage: Stage) -> None:
+    broker = stage.broker("auto")
+    near, far = stage.proxy(broker.port), stage.proxy(broker.port, rate=4e6)
+    stage.agent(far, "a", part=1.0)
+    first = stage.coordinator(near)
+    until(lambda: far.up_bytes > 0.6 * SIZE)
+    first.kill()
+    first.wait()
+    result(stage.coordinator(near))
+    assert SIZE < far.up_bytes < SIZE + WINDOW_BYTES + SLACK
+
+
+@pytest.mark.skipif(brokers.find_mosquitto() is None, reason="no mosquitto here")
+def test_where_the_broker_hangs_up_on_large_packets_chunks_become_smaller(stage: Stage) -> None:
+    before = stage.broker("mosquitto")
+    conf = stage.folder / "broker" / "mosquitto.conf"
+    before.close()
+    conf.write_text(conf.read_text().replace("max_packet_size 262144", "max_packet_size 20000"))
+    program = str(brokers.find_mosquitto())
+    process = subprocess.Popen([program, "-c", str(conf)], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    stage.stack.callback(process.wait)
+    stage.stack.callback(process.kill)
+    near, far = stage.proxy(before.port), stage.proxy(before.port)
+    coordinating = stage.coordinator(near)
+    until(lambda: near.up_bytes)
+    stage.agent(far, "a", part=0.1)
+    result(coordinating)
+    assert SIZE < far.down_bytes < SIZE + WINDOW_BYTES
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_fleet_fetches_is_encoded_and_published_once(kind: str, stage: Stage) -> None:
+    broker, devices = stage.broker(kind), 6
+    near, far = stage.proxy(broker.port), [stage.proxy(broker.port) for _ in range(devices)]
+    process = stage.coordinator(near, devices)
+    until(lambda: near.up_bytes)  # it listens, or is about to: nobody says hello in vain
+    for number, proxy in enumerate(far):
+        stage.agent(proxy, f"d{number}")
+    said = result(process)
+    assert said.encodes == 1
+    assert said.lost == 0
+    assert said.most_waiting < 5_000_000
+    assert SIZE < near.up_bytes < 1.1 * SIZE
+    for proxy in far:
+        assert SIZE < proxy.down_bytes < SIZE + SLACK
+
+
+def test_a_slow_device_holds_up_nobody_and_is_sent_nothing_twice(stage: Stage) -> None:
+    broker = stage.broker("auto")
+    near, slow = stage.proxy(broker.port), stage.proxy(broker.port, rate=500e3)
+    fast = [stage.proxy(broker.port) for _ in range(3)]
+    process = stage.coordinator(near, 4)
+    until(lambda: near.up_bytes)
+    for number, proxy in enumerate([slow, *fast]):
+        stage.agent(proxy, f"d{number}")
+    until(lambda: all(proxy.down_bytes > SIZE for proxy in fast))
+    assert slow.down_bytes < 0.5 * SIZE
+    result(process)
+    assert near.up_bytes < 1.1 * SIZE
+    for proxy in (slow, *fast):
+        assert SIZE < proxy.down_bytes < SIZE + 2 * 65_536 + SLACK
+
+
+if __name__ == "__main__":
+    role, *rest = sys.argv[1:]
+    if role == "agent":
+        agent(rest[0], int(rest[1]), rest[2], rest[3], float(rest[4]))
+    else:
+        coordinator(int(rest[0]), rest[1], int(rest[2]), int(rest[3]))
