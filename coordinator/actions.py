@@ -90,6 +90,14 @@ class SendChunks:
 
 
 @dataclass(frozen=True)
+class Recall:
+    """Look which chunks of an incoming update were kept, drop those of any other, and call `recalled`."""
+
+    device: str
+    offer: Offer
+
+
+@dataclass(frozen=True)
 class Keep:
     """Put a chunk of an incoming update aside."""
 
@@ -138,7 +146,7 @@ class Finish:
     """The run is over, durably."""
 
 
-Action = Tell | Assign | Repeat | SendChunks | Keep | Accept | Look | Register | Sample | Close | Finish
+Action = Tell | Assign | Repeat | SendChunks | Recall | Keep | Accept | Look | Register | Sample | Close | Finish
 
 
 def fate_of(offer: Offer, fate: str, reason: str = "") -> Fate:

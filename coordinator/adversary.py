@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime import algorithm
+from edge_runtime import wire
 from edge_runtime.coordinator import attacks
 from edge_runtime.coordinator.pace import chosen
 from edge_runtime.data import Split
@@ -121,7 +121,7 @@ class Adversary:
                 with contextlib.suppress(ValueError):
                     lie = self._craft(good, len(liars), rng)[liars.index(device)].astype(np.float32)
                     lies[name] = dataclasses.replace(value, values=lie) if isinstance(value, Part) else lie
-        return algorithm.encode(dataclasses.replace(mine, **lies))
+        return wire.encode(dataclasses.replace(mine, **lies))
 
 
 def _vector(value: Any) -> Flat | None:

@@ -31,9 +31,11 @@ _EXIT_CODES = (
     """exit codes: 0 done, 2 wrong flag, key or data, 3 no broker, 4 disk or device, 5 run failed, 130 Ctrl-C"""
 )
 _TABLES = ("run", "algorithm", "data", "variant")
+# Half a step loses nothing that can be seen on any data tried (docs/wire.md).
+_CODED = {"up": "step:0.5", "down": "step:0.5"}
 # What the watch data and its small model train well with, on either side of a comparison.
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "run": {"rounds": 10},
+    "run": {"rounds": 10, **_CODED},
     "algorithm": {"lr": 0.05, "local-steps": 20, "batch-size": 16},
     "data": {},
 }
@@ -57,7 +59,7 @@ _USUAL: dict[str, dict[str, dict[str, Any]]] = {
     },
     "ffgg": {"algorithm": {"variant": "local", "private-lr": 0.05}},
     "fedh2l": {
-        "run": {"seed-samples": 140},
+        "run": {"seed-samples": 140, "up": "bits:6"},
         "variant": {
             "small": {"devices": "person-*[147]-*", "model": "watch-cnn-small"},
             "mlp": {"devices": "person-*[258]-*", "model": "watch-mlp"},
@@ -109,6 +111,15 @@ _BENCH_ALGORITHMS_EXAMPLES = """examples:
 
 Every finished run is a file in --out: the same command again goes on where it was stopped, and a wider one adds what is
 missing. Mean and standard error are over the seeds; virtual time is what the devices' delays add up to.
+
+"""
+_BENCH_WIRE_EXAMPLES = """examples:
+  edge-coordinator bench wire
+  edge-coordinator bench wire --model cnn-wide --density 0.1 --bits 2 --json
+  edge-coordinator bench wire --threads 2 --markdown docs/wire/tables.md
+
+The first time it trains: both models take about ten minutes of one core, fewer with --threads 2. What is trained is
+kept in --cache, and a later command trains only what is missing. docs/wire.md says how to read the tables.
 
 """
 _START_EXAMPLES = """examples:
@@ -238,7 +249,7 @@ def _add_start(commands: Any) -> None:
 def _start(options: argparse.Namespace) -> None:
     from edge_runtime.coordinator.demo import coordinate
 
-    tables = _tables(options, {"run": {"fleet": options.fleet}})
+    tables = _tables(options, {"run": {"fleet": options.fleet, **_CODED}})
     folder = options.folder or options.runs / time.strftime("%Y%m%d-%H%M%S")
     connection = link(options, f"_coordinator-{tables['run']['fleet']}")
     _finish(coordinate(tables, connection, folder, options.runs), options.json)
@@ -324,13 +335,16 @@ def _export(options: argparse.Namespace) -> None:
 
 def _add_bench(commands: Any) -> None:
     bench = commands.add_parser(
-        "bench", help="Compare backends or algorithms", description="Compare backends or algorithms on this machine."
+        "bench",
+        help="Compare backends, algorithms or codings",
+        description="Compare backends, algorithms or codings on this machine.",
     )
     kinds = bench.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
     step = _command(kinds, "step", "Time steps of training", _BENCH_STEP_EXAMPLES, _bench_step)
     step.add_argument("--repeats", type=int, default=3, metavar="N", help="turns of each backend (default 3)")
     memory = _command(kinds, "memory", "Weigh processes that train", _BENCH_MEMORY_EXAMPLES, _bench_memory)
     _add_bench_algorithms(kinds)
+    _add_bench_wire(kinds)
     for parser in (step, memory):
         parser.add_argument(
             "--model", action="append", metavar="NAME|DIR", help="built-in name or folder of a bundle (default cnn)"
@@ -399,6 +413,39 @@ def _show_study(options: argparse.Namespace, record: dict[str, Any], out: Path) 
     for table in study_report.tables(record):
         console.print(table)
     console.print(f"runs: {out}", highlight=False)
+
+
+def _add_bench_wire(kinds: Any) -> None:
+    summary = "Count the bytes of everything that is sent, in every coding"
+    parser = _command(kinds, "wire", summary, _BENCH_WIRE_EXAMPLES, _bench_wire)
+    parser.add_argument(
+        "--model", action="append", metavar="NAME", help="trained on fashion-mnist (default cnn-wide and resnet20)"
+    )
+    parser.add_argument("--density", action="append", type=float, metavar="D", help="of masks (default .5 .2 .1 .05)")
+    parser.add_argument("--bits", action="append", type=int, metavar="B", help="of codes (default 1 2 3 4)")
+    parser.add_argument("--epochs", type=float, default=1.0, metavar="N", help="how long each is trained (default 1)")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="what was trained (default ~/.cache/edge-runtime)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
+    parser.add_argument("--json", action="store_true", help="for scripts")
+
+
+def _bench_wire(options: argparse.Namespace) -> None:
+    from edge_runtime.coordinator import bench_wire, wire_material, wire_report
+
+    recipes = wire_material.recipes(options.model, options.density, options.bits, options.epochs)
+    cache = options.cache or config.cache_folder()
+    record = bench_wire.measure(recipes, cache, options.threads, lambda said: print(said, file=sys.stderr))
+    if options.markdown:
+        options.markdown.parent.mkdir(parents=True, exist_ok=True)
+        options.markdown.write_text(wire_report.to_markdown(record, shlex.join(["edge-coordinator", *sys.argv[1:]])))
+    if options.json:
+        sys.stdout.write(json.dumps(record, indent=1) + "\n")
+        return
+    from rich.console import Console
+
+    console = Console()
+    for table in wire_report.tables(record):
+        console.print(table)
 
 
 def _bench_step(options: argparse.Namespace) -> None:

@@ -2,8 +2,9 @@
 
     RUN/journal.sqlite      WAL, synchronous FULL: devices, rounds, updates (PRIMARY KEY round, phase, device)
     RUN/checkpoint-NNNN     the server half's state at the start of round NNNN
-    RUN/spool/DEVICE        an update on its way in
+    RUN/spool/DEVICE        an update on its way in, one per device (`spool.py`); a restart goes on with what it holds
     RUN/down/DIGEST         asynchronous runs: the encoded Down of an open task
+    RUN/grids/NAME          shared models of earlier rounds as devices hold them (`downlink.py`)
 
 The order is: update journalled, then acknowledged; checkpoint file written, then the row that names it. After a crash
 the run goes on from the last checkpoint and the updates that the journal holds since then: those of the open round, or
@@ -16,10 +17,11 @@ import hashlib
 import json
 import sqlite3
 import typing
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Set
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from edge_runtime import spool
 from edge_runtime.coordinator.actions import Progress
 from edge_runtime.errors import ConfigError, DeviceError, RunError
 from edge_runtime.files import write_atomic
@@ -27,7 +29,8 @@ from edge_runtime.message import Blob, Chunk, Offer, Task, decode, encode
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS device (id TEXT PRIMARY KEY, base TEXT NOT NULL DEFAULT '', memory BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS device (id TEXT PRIMARY KEY, base TEXT NOT NULL DEFAULT '', memory BLOB,
+    asked TEXT NOT NULL DEFAULT '', held TEXT NOT NULL DEFAULT '') WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS round (
     round INTEGER, phase TEXT, cohort TEXT NOT NULL, closed INTEGER NOT NULL DEFAULT 0, checkpoint TEXT,
     PRIMARY KEY (round, phase)) WITHOUT ROWID;
@@ -37,6 +40,8 @@ CREATE TABLE IF NOT EXISTS upload (
 CREATE TABLE IF NOT EXISTS assignment (
     device TEXT PRIMARY KEY, round INTEGER NOT NULL, task BLOB NOT NULL, down TEXT NOT NULL) WITHOUT ROWID;
 """
+
+_MOST_GRIDS = 64
 
 
 class Accepted(NamedTuple):
@@ -71,7 +76,7 @@ class Journal:
         self.folder, self._durable = folder, durable
         level = "FULL" if durable else "OFF"
         try:
-            for part in ("spool", "down"):
+            for part in ("spool", "down", "grids"):
                 (folder / part).mkdir(parents=True, exist_ok=True)
             self._lock = _lock(folder)
             self._database = sqlite3.connect(folder / "journal.sqlite", check_same_thread=False)
@@ -134,8 +139,7 @@ class Journal:
 
     def base(self, device: str) -> str:
         """Name the last update of a device that was applied; empty: none."""
-        row = self._database.execute("SELECT base FROM device WHERE id = ?", (device,)).fetchone()
-        return str(row[0]) if row else ""
+        return self._of(device, "base")
 
     def open_round(self, round_: int, phase: str, cohort: tuple[str, ...]) -> None:
         """Make an assignment durable."""
@@ -181,48 +185,94 @@ class Journal:
         if digest and named is None:
             (self.folder / "down" / digest).unlink(missing_ok=True)
 
+    def ask(self, device: str, asked: str) -> None:
+        """Make durable which coding a device asks for; empty: the run's."""
+        if asked != self.asked(device):
+            with self._transaction():
+                self._database.execute("INSERT OR IGNORE INTO device (id) VALUES (?)", (device,))
+                self._database.execute("UPDATE device SET asked = ? WHERE id = ?", (asked, device))
+
+    def asked(self, device: str) -> str:
+        """Say which coding a device asked for."""
+        return self._of(device, "asked")
+
+    def held(self, device: str) -> str:
+        """Name the grid that a device holds, in the state that the coordinator knows of; empty: none."""
+        return self._of(device, "held")
+
+    def _of(self, device: str, column: str) -> str:
+        row = self._database.execute(f"SELECT {column} FROM device WHERE id = ?", (device,)).fetchone()  # noqa: S608
+        return "" if row is None else str(row[0])
+
+    def keep_grid(self, name: str, data: bytes) -> None:
+        """Make a grid durable; of many the oldest go."""
+        folder = self.folder / "grids"
+        try:
+            write_atomic(folder / name, data, self._durable)
+        except DeviceError as error:
+            raise RunError(f"{error}, and resume the run") from error
+        for path in sorted(folder.iterdir())[:-_MOST_GRIDS]:
+            path.unlink(missing_ok=True)
+
+    def grid(self, name: str) -> bytes | None:
+        """Read a grid; None if it is gone."""
+        path = self.folder / "grids" / name
+        return path.read_bytes() if path.exists() else None
+
+    def partial(self, device: str, blob: Blob) -> Set[int]:
+        """List the chunks of an incoming update that were kept and are good; those of another one are dropped."""
+        return spool.kept(self.folder / "spool" / device, blob)
+
     def keep(self, device: str, offer: Offer, chunk: Chunk) -> None:
         """Put a chunk of an incoming update aside."""
         path = self.folder / "spool" / device
         try:
-            with path.open("r+b" if path.exists() else "w+b") as file:
-                file.seek(offer.blob.span(chunk.index)[0])
-                file.write(chunk.data)
+            spool.keep(path, offer.blob, chunk)
         except OSError as error:
             raise RunError(
                 f"{path}: cannot be written: {error.strerror}; free some space and resume the run"
             ) from error
 
     def take(self, device: str, blob: Blob) -> bytes | None:
-        """Read the incoming update of a device, and drop it; None if its bytes do not have its digest."""
-        path = self.folder / "spool" / device
-        data = path.read_bytes()[: blob.size] if path.exists() else b""
-        path.unlink(missing_ok=True)
-        return data if hashlib.sha256(data).hexdigest() == blob.digest else None
+        """Read the incoming update of a device; None if its bytes do not have its digest: what is bad is not kept."""
+        return spool.join(self.folder / "spool" / device, blob)
 
-    def accept(self, device: str, offer: Offer, payload: bytes, number: int) -> None:
+    def drop(self, device: str) -> None:
+        """Drop the incoming update of a device: it was judged."""
+        (self.folder / "spool" / device).unlink(missing_ok=True)
+
+    def accept(self, device: str, offer: Offer, payload: bytes, number: int, held: str = "") -> None:
         """Journal an update that was absorbed, together with what the server half now remembers of the device.
 
-        `number`: of an asynchronous run, how many were judged before it; else its round.
+        Args:
+            device: the device.
+            offer: its offer.
+            payload: the update.
+            number: of an asynchronous run, how many were judged before it; else its round.
+            held: name of the grid that the device holds from now on.
         """
-        self._judge(device, offer, number, payload, "")
+        self._judge(device, offer, number, payload, "", held)
 
     def reject(self, device: str, offer: Offer, reason: str, number: int) -> None:
         """Journal an update that was thrown out, and take back what absorbing it may have written."""
         self._database.rollback()
         self._judge(device, offer, number, None, reason)
 
-    def _judge(self, device: str, offer: Offer, number: int, payload: bytes | None, reason: str) -> None:
+    def _judge(
+        self, device: str, offer: Offer, number: int, payload: bytes | None, reason: str, held: str = ""
+    ) -> None:
         row = (offer.round, offer.phase, device, number, offer.blob.digest, payload, json.dumps(offer.metrics), reason)
         done = self._down_of(device)
         with self._transaction():
             self._database.execute("INSERT INTO upload VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
             if offer.phase == "train":
                 if not reason:
-                    self._database.execute("UPDATE device SET base = ? WHERE id = ?", (offer.blob.digest, device))
+                    now = (offer.blob.digest, held, device)
+                    self._database.execute("UPDATE device SET base = ?, held = ? WHERE id = ?", now)
                 where = (device, offer.round)
                 self._database.execute("UPDATE assignment SET down = '' WHERE device = ? AND round <= ?", where)
         self._drop_down(done)
+        self.drop(device)
 
     def fate(self, device: str, offer: Offer) -> tuple[str, str]:
         """Say what became of an offer, and why: `applied`, `rejected` or `late`."""

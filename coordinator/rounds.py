@@ -13,6 +13,7 @@ of a decentralised run, in which the devices do all the run's rounds among thems
 """
 
 import math
+from collections.abc import Set
 
 from edge_runtime.coordinator.actions import (
     Action,
@@ -88,9 +89,10 @@ class RoundsCore:
         """Repeat what is outstanding, less and less often to a device that stays silent."""
         actions: list[Action] = []
         for device in self.missing():
-            if self._uploads.due(device):
-                holds = self._uploads.holds(device)
-                actions += self._uploads.ask(device) if holds else [Assign(device, device in self._fresh)]
+            if self._uploads.holds(device):
+                actions += self._uploads.ask(device)
+            elif self._uploads.due(device):
+                actions.append(Assign(device, device in self._fresh))
         return actions
 
     def deadline(self) -> list[Action]:
@@ -142,8 +144,12 @@ class RoundsCore:
         return [Tell(device, fate_of(offer, "applied")), *self._maybe_close()]
 
     def damaged(self, device: str) -> list[Action]:
-        """Go on after `Accept` found that the bytes do not have the digest: ask for them again."""
-        return self._uploads.restart(device)
+        """Go on after `Accept` found that the bytes do not have the digest: ask again for those that are not good."""
+        return self._uploads.damaged(device)
+
+    def recalled(self, device: str, offer: Offer, have: Set[int]) -> list[Action]:
+        """Go on after `Recall`."""
+        return self._uploads.recalled(device, offer, have)
 
     def opened(self, cohort: tuple[str, ...]) -> list[Action]:
         """Go on after `Sample`."""
@@ -171,6 +177,7 @@ class RoundsCore:
 
     def _on_hello(self, device: str) -> list[Action]:
         actions: list[Action] = []
+        self._uploads.lose(device)
         self.online.add(device)
         if device not in self.progress.known:
             self.progress.known.add(device)

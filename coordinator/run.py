@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_runtime import algorithm, bundle, config, models, seed_set
+from edge_runtime import algorithm, bundle, coding, config, models, seed_set
 from edge_runtime.algorithm import Algorithm
 from edge_runtime.coordinator.actions import Plan
 from edge_runtime.errors import ConfigError
-from edge_runtime.message import check_name
+from edge_runtime.message import CHUNK_BYTES, MAX_CHUNK_BYTES, check_name
 from edge_runtime.peers import Start
 from edge_runtime.seed_set import SeedSet
 from edge_runtime.setup import ModelCard, Setup
@@ -48,7 +48,17 @@ class RunConfig:
     """Size of the seed set that all devices are given, drawn from the training samples of [data]; 0: none."""
     seed_file: str = ""
     """Or an NPZ file that holds it: x, y and, if you like, class_names."""
+    up: str = "lossless"
+    """How updates travel: lossless, bf16, step:S or bits:B (`coding.py`)."""
+    down: str = "lossless"
+    """How the shared model travels: lossless, bf16 or step:S; posteriors also bits:B."""
+    error_feedback: bool = True
+    """Whether a device keeps what the coding of an update loses, and adds it to its next one."""
+    rounding: str = "nearest"
+    """Or stochastic: up or down at random, so that the mean is right."""
     fleet: str = "default"
+    chunk_bytes: int = CHUNK_BYTES
+    """Size of the chunks in which payloads travel, both ways; a broker's largest packet must hold one and 150 bytes."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
@@ -63,6 +73,12 @@ class RunConfig:
         ):
             if getattr(self, name) < low:
                 raise ConfigError(f"run: {name} must be at least {low}, not {getattr(self, name)}")
+        for name in ("up", "down"):
+            coding.parse(getattr(self, name), f"run: {name}")
+        if self.rounding not in ("nearest", "stochastic"):
+            raise ConfigError(f"run: rounding must be nearest or stochastic, not {self.rounding!r}")
+        if not 1 <= self.chunk_bytes <= MAX_CHUNK_BYTES:
+            raise ConfigError(f"run: chunk-bytes must be from 1 to {MAX_CHUNK_BYTES}, not {self.chunk_bytes}")
         if not 0 < self.quorum <= 1:
             raise ConfigError(f"run: quorum must lie above 0 and be at most 1, not {self.quorum}")
         if self.deadline_s <= 0:
@@ -144,7 +160,8 @@ def prepare(
         settings = config.build(parts.Config, table, "algorithm")
     parts.Server(settings, card.layout, initial, {}, run.seed)
     private = algorithm.private_names(settings, card.layout)
-    description = Setup(run.algorithm, config.table(settings), card, run.seed, private, seed_set=public)
+    how = (run.up, run.error_feedback, run.rounding)
+    description = Setup(run.algorithm, config.table(settings), card, run.seed, private, None, public, *how)
     made = tuple(_variant(parts, description, name, table, own) for name, own in (variants or {}).items())
     return Run(run, parts, settings, description, initial, made)
 

@@ -8,13 +8,13 @@ import fnmatch
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
-from edge_runtime import algorithm, peers, setup
+from edge_runtime import coding, peers, setup
 from edge_runtime.algorithm import Server
+from edge_runtime.coding import WIRE_VERSION
 from edge_runtime.compression import codec
 from edge_runtime.coordinator.actions import (
     Accept,
@@ -26,60 +26,85 @@ from edge_runtime.coordinator.actions import (
     Look,
     Plan,
     Progress,
+    Recall,
     Register,
     Repeat,
     Sample,
     SendChunks,
     Tell,
 )
+from edge_runtime.coordinator.downlink import Downlink
+from edge_runtime.coordinator.downloads import Downloads
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.rounds import RoundsCore
 from edge_runtime.coordinator.run import Run
 from edge_runtime.coordinator.versions import VersionsCore
 from edge_runtime.errors import ConfigError, DecodeError, RunError
-from edge_runtime.message import Blob, Chunk, Fate, Message, Offer, Task, check_name, decode
+from edge_runtime.message import MIN_CHUNK_BYTES, Blob, Chunk, Fate, Hello, Message, Offer, Task, check_name, decode
 
 log = logging.getLogger(__name__)
 
 _CACHED_BLOBS = 4
 
 
+class Post(Protocol):
+    """The network as the coordinator sees it."""
+
+    def send(self, device: str, message: Message) -> bool:
+        """Send a message to a device; False: it was dropped."""
+        ...
+
+    def share(self, chunk: Chunk) -> bool:
+        """Send a chunk to all devices that listen to its blob; False: it was dropped."""
+        ...
+
+    def room(self) -> bool:
+        """Say whether the network takes another chunk now."""
+        ...
+
+
 class Coordinator:
     """One run. Every method is called from one thread."""
 
-    def __init__(self, plan: Plan, run: Run, journal: Journal, send: Callable[[str, Message], bool]) -> None:
+    def __init__(self, plan: Plan, run: Run, journal: Journal, post: Post) -> None:
         """Take up where the journal says the run was.
 
         Args:
             plan: the run as the protocol sees it.
             run: the run.
             journal: the durable side.
-            send: hands a message for a device to the network; may lose it.
+            post: the network; may lose what it is given.
         """
         if plan.decentralised and journal.get("phase") is None:
             journal.set("phase", "peers")
         self.core: RoundsCore | VersionsCore = _core(plan, journal.progress(plan.asynchronous))
         self.journal = journal
         self.garbage: dict[str, int] = {}
+        self.chunk_bytes = run.config.chunk_bytes
+        self.chunks_sent = 0
         self.latest: dict[str, dict[str, float]] = {}
         """Figures that came with the last accepted update of every device."""
-        self._run, self._parts, self._send = run, run.parts, send
-        self._layout, self._private = run.description.model.layout, run.description.private
+        self._run, self._post, self._send = run, post, post.send
+        self._layout = run.description.model.layout
         self._seed = run.config.seed
         self._setups = [(pattern, setup.encode(seen)) for pattern, seen in (*run.variants, ("*", run.description))]
         self._blobs: OrderedDict[str, bytes] = OrderedDict()
         self._tasks: dict[str, tuple[str, bool]] = {}
+        self._downloads = Downloads()
+        self._named: dict[str, tuple[Blob, Blob]] = {}
+        """The blobs that the open task of every device names."""
         self._kept = 0
         """Updates of an asynchronous run that the last checkpoint holds."""
         memories = journal.memories
         self.server: Server = run.parts.Server(run.settings, self._layout, run.initial, memories, self._seed)
+        self._downlink = Downlink(run, self.server, journal)
         self._recover()
 
     def _recover(self) -> None:
         """Go back to the last checkpoint, and absorb again what the journal holds of the open round."""
         checkpoint = self.journal.checkpoint()
         if checkpoint is not None:
-            self.server.restore(codec.decode_state(checkpoint, 4 * self._layout.size))
+            self._downlink.restore(codec.decode_state(checkpoint, 4 * self._layout.size))
         progress = self.core.progress
         if isinstance(self.core, VersionsCore):
             self._recover_versions(progress)
@@ -87,16 +112,16 @@ class Coordinator:
         self.core.refused = self.journal.rejections(progress.round, progress.phase)
         if progress.phase == "train":
             for device, payload in self.journal.payloads(progress.round):
-                self.server.absorb(device, self._decode_up(payload))
+                self.server.absorb(device, self._downlink.decode_up(device, payload))
 
     def _recover_versions(self, progress: Progress) -> None:
         plan, payloads = self.core.plan, list(self.journal.payloads_since())
         done = self._kept = progress.applied - len(payloads)
         for device, payload in payloads:
-            self.server.absorb(device, self._decode_up(payload))
+            self.server.absorb(device, self._downlink.decode_up(device, payload))
             done += 1
             if done % plan.buffer == 0 and done < plan.updates:  # the last version is made by the core's `Close`
-                self.server.close()
+                self._downlink.close()
 
     def start(self) -> None:
         """Go on with the run."""
@@ -122,9 +147,50 @@ class Coordinator:
             return
         self.handle(device, message)
 
+    def pump(self, now_s: float) -> float | None:
+        """Send chunks that were asked for, while the network has room; say when to come again (None: nothing waits).
+
+        To be called after every event. `now_s`: of a clock that never goes back.
+        """
+        while self._post.room() and (load := self._downloads.next(now_s)):
+            data = self._blob(load.devices[0], load.digest)
+            if data is None:
+                continue  # of a task that is no longer open; the device will learn of the new one
+            start, end = Blob(load.digest, len(data), self.chunk_bytes).span(load.index)
+            chunk = Chunk(load.digest, load.index, data[start:end])
+            self.chunks_sent += 1
+            sent = [self._post.share(chunk)] if load.to_all else [self._send(device, chunk) for device in load.devices]
+            if not all(sent):
+                self._downloads.clear()  # the link is down: it will all be asked for again
+        return self._downloads.due_s()
+
+    def halve_chunks(self) -> None:
+        """Cut everything in smaller chunks from now on, and repeat the open tasks: the broker does not carry these."""
+        self.chunk_bytes = max(min(MIN_CHUNK_BYTES, self.chunk_bytes), self.chunk_bytes // 2)
+        self._downloads.clear()
+        self._do(self.core.start())
+
     def handle(self, device: str, message: Message) -> None:
         """Take a message from a device."""
+        if isinstance(message, Hello):
+            if not self._understands(device, message):
+                return
+            self._downloads.leave(device)
         self._do(self.core.handle(device, message))
+
+    def _understands(self, device: str, hello: Hello) -> bool:
+        """Note which coding a device asks for; one that speaks another version of the wire is not heard."""
+        try:
+            if hello.wire != WIRE_VERSION:
+                raise ConfigError(f"it speaks version {hello.wire} of the wire, and this coordinator {WIRE_VERSION}")
+            if hello.down:
+                coding.parse(hello.down, "down")
+        except ConfigError as error:
+            self.garbage[device] = self.garbage.get(device, 0) + 1
+            log.warning("device %s is not heard: %s", device, error)
+            return False
+        self.journal.ask(device, hello.down)
+        return True
 
     def _do(self, actions: list[Action]) -> None:
         for action in actions:
@@ -140,8 +206,11 @@ class Coordinator:
                 case _:
                     self._do_durably(action)
 
-    def _do_durably(self, action: Keep | Accept | Look | Register | Sample | Close | Finish) -> None:
+    def _do_durably(self, action: Recall | Keep | Accept | Look | Register | Sample | Close | Finish) -> None:
         match action:
+            case Recall():
+                have = self.journal.partial(action.device, action.offer.blob)
+                self._do(self.core.recalled(action.device, action.offer, have))
             case Keep():
                 self.journal.keep(action.device, action.offer, action.chunk)
             case Accept():
@@ -162,9 +231,9 @@ class Coordinator:
         base = "" if fresh else self.journal.base(device)
         down = self._down(device, not base)
         self._tasks[device] = (down.digest, not base)
-        task = Task(
-            plan.run, plan.epoch, progress.round, progress.phase, base, self._remember_blob(self._setup(device)), down
-        )
+        set_up = self._remember_blob(self._setup(device))
+        self._named[device] = (set_up, down)
+        task = Task(plan.run, plan.epoch, progress.round, progress.phase, base, set_up, down)
         if isinstance(self.core, VersionsCore):
             self.journal.assign(device, task, self._blobs[down.digest])
             self.core.issued(device, task.round)
@@ -178,23 +247,18 @@ class Coordinator:
         if task is None:
             self._assign(device, False)
         else:
-            self._send(device, dataclasses.replace(task, epoch=self.core.plan.epoch))
+            set_up, down = (dataclasses.replace(blob, chunk=self.chunk_bytes) for blob in (task.setup, task.down))
+            self._named[device] = (set_up, down)
+            self._send(device, dataclasses.replace(task, epoch=self.core.plan.epoch, setup=set_up, down=down))
 
     def _down(self, device: str, first: bool) -> Blob:
         if self.core.progress.phase == "peers":
             return self._remember_blob(peers.encode_start(self._run.start(self.core.progress.cohort)))
-        down = algorithm.encode(self.server.down(device, first))
-        if self.core.progress.phase == "evaluate":
-            down = algorithm.encode_evaluation(down, None if self._private else self.server.shared())
-        return self._remember_blob(down)
-
-    def _decode_up(self, payload: bytes) -> Any:
-        most = algorithm.wire_values(self._run.settings)
-        return algorithm.decode_up(payload, self._parts.Up, self._layout, self._private, most)
+        return self._remember_blob(self._downlink.encode(device, first, self.core.progress.phase == "evaluate"))
 
     def _remember_blob(self, data: bytes) -> Blob:
         """Keep a few blobs at hand; any other can be made again, so that memory does not grow with the fleet."""
-        blob = Blob(hashlib.sha256(data).hexdigest(), len(data))
+        blob = Blob(hashlib.sha256(data).hexdigest(), len(data), self.chunk_bytes)
         self._blobs[blob.digest] = data
         self._blobs.move_to_end(blob.digest)
         while len(self._blobs) > _CACHED_BLOBS:
@@ -202,14 +266,10 @@ class Coordinator:
         return blob
 
     def _send_chunks(self, action: SendChunks) -> None:
-        data = self._blob(action.device, action.need.digest)
-        if data is None:
-            return  # of a task that is no longer open; the device will learn of the new one
-        blob = Blob(action.need.digest, len(data))
-        for index in action.need.want:
-            start, end = blob.span(index)
-            if start < end:
-                self._send(action.device, Chunk(blob.digest, index, data[start:end]))
+        for blob in self._named.get(action.device, ()):
+            if blob.digest == action.need.digest:
+                expected = sum(blob in named for named in self._named.values())
+                self._downloads.want(action.device, blob, action.need.want, expected)
 
     def _blob(self, device: str, digest: str) -> bytes | None:
         """Find a blob of a device's task, or make it again."""
@@ -229,11 +289,12 @@ class Coordinator:
         if payload is None:
             self._do(self.core.damaged(device))
             return
-        reason, number = "", self.core.progress.round
+        reason, held, number = "", "", self.core.progress.round
         try:
             if offer.phase == "train":
-                self.server.absorb(device, self._decode_up(payload))
-                offer = self._dated(offer)
+                up = self._downlink.decode_up(device, payload)
+                self.server.absorb(device, up)
+                held, offer = self._downlink.held_after(device, up), self._dated(offer)
             elif payload:
                 raise DecodeError("an evaluation has no payload")
         except DecodeError as error:
@@ -241,7 +302,7 @@ class Coordinator:
             self.journal.reject(device, offer, reason, number)
             log.warning("device %s: its update of round %d was rejected: %s", device, offer.round, reason)
         else:
-            self.journal.accept(device, offer, payload, number)
+            self.journal.accept(device, offer, payload, number, held)
             self.latest[device] = offer.metrics
         self._do(self.core.accepted(device, offer, reason))
 
@@ -272,24 +333,26 @@ class Coordinator:
         progress = self.core.progress
         closing = dataclasses.replace(progress)
         if progress.phase == "train":
-            self.server.close()
+            self._downlink.close()
         following = self.core.following()
-        self.journal.close_round(closing, codec.encode_state(self.server.state()), following)
+        self.journal.close_round(closing, codec.encode_state(self._downlink.state()), following)
         self._tasks.clear()
+        self._named.clear()
         self._do(self.core.closed())
 
     def _close_version(self, core: VersionsCore) -> None:
         """Make a version; write a checkpoint once for as many updates as there are devices."""
-        self.server.close()
+        self._downlink.close()
         following = core.following()
         if core.progress.applied - self._kept >= core.plan.devices or following.phase != "train":
-            self.journal.close_versions(codec.encode_state(self.server.state()), following)
+            self.journal.close_versions(codec.encode_state(self._downlink.state()), following)
             self._kept = core.progress.applied
         actions = core.closed()
         if following.phase == "train":
             self._do(actions)
             return
         self._tasks.clear()
+        self._named.clear()
         self.core = RoundsCore(core.plan, following)
         self.core.online = core.online
         self._do([Finish()] if following.finished else self.core.start())

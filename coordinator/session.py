@@ -14,7 +14,7 @@ from edge_runtime import algorithm
 from edge_runtime.coordinator import figures, report
 from edge_runtime.coordinator.journal import Journal, Rejected
 from edge_runtime.coordinator.run import Run, describe, prepare
-from edge_runtime.coordinator.serve import Inbox, serve
+from edge_runtime.coordinator.serve import Inbox, TopicPost, serve
 from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.coordinator.simulate import Scene, simulate
 from edge_runtime.errors import ConfigError
@@ -52,7 +52,7 @@ def over_mqtt(run: Run, link: Link, folder: Path, broker: str, watch: Watch) -> 
         run_id = _identify(journal, run, secrets.token_hex(16))
         inbox = Inbox(transport, run.config.fleet)
         plan = run.plan(run_id, journal.next_epoch())
-        coordinator = Coordinator(plan, run, journal, inbox.send)
+        coordinator = Coordinator(plan, run, journal, TopicPost(run.config.fleet, transport))
         inbox.start()
         serve(coordinator, inbox, transport, run.deadline_s, watch)
         rows, rejected = figures.rows(journal.accepted(), run), journal.rejected()
@@ -86,11 +86,13 @@ def _keep_model(folder: Path, coordinator: Coordinator) -> None:
 
 
 def baseline_of(run: Run, table: dict[str, Any]) -> Run:
-    """Prepare dense FedAvg on the same work: same model, rounds, seed and local training."""
+    """Prepare dense FedAvg on the same work, float32 both ways: same model, rounds, seed and local training."""
     fields = dataclasses.fields(algorithm.load("fedavg").Config)
     shared = {field.name.replace("_", "-") for field in fields}
     same = {key: value for key, value in table.items() if key in shared}
-    return prepare(dataclasses.replace(run.config, algorithm="fedavg", habit="", buffer=1), same)
+    return prepare(
+        dataclasses.replace(run.config, algorithm="fedavg", habit="", buffer=1, up="lossless", down="lossless"), same
+    )
 
 
 def _identify(journal: Journal, run: Run, fresh: str) -> str:

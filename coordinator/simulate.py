@@ -6,22 +6,24 @@ other, so that what it costs in memory is one trainer.
 
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edge_runtime import algorithm, trainer
-from edge_runtime.agent import Device, TopicCircle, hear
+from edge_runtime import algorithm, trainer, wire
+from edge_runtime.agent import Device, TopicCircle, TopicTuner, hear
 from edge_runtime.compute import DEFAULT, Compute
 from edge_runtime.coordinator import attacks
 from edge_runtime.coordinator.adversary import LABEL_FLIP, Adversary, Attack, flip_labels
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.pace import Pace
 from edge_runtime.coordinator.run import Run
+from edge_runtime.coordinator.serve import TopicPost
 from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.data import DataConfig
 from edge_runtime.errors import RunError
-from edge_runtime.message import Message, Task, ask_topic, down_topic, encode, up_topic
+from edge_runtime.message import Hello, Message, Task, ask_topic, down_topic, encode, up_topic
 from edge_runtime.store import MemoryStore
 from edge_runtime.trainer_process import Outcome
 from edge_runtime.transport import CALM, Faults, Loopback, LoopbackEnd
@@ -99,15 +101,13 @@ def simulate(
     """
     bus = Loopback(run.config.seed, scene.faults)
     end = bus.end()
-
-    def send(device: str, message: Message) -> bool:
-        return end.send(down_topic(run.config.fleet, device), encode(message))
-
     plan = run.plan(run_id, journal.next_epoch())
-    coordinator = Coordinator(plan, run, journal, send)
+    coordinator = Coordinator(plan, run, journal, TopicPost(run.config.fleet, end))
+    pump = Pump(bus, coordinator)
 
     def receive(topic: str, payload: bytes) -> None:
         coordinator.receive(topic, payload)
+        pump()
         coordinator.check()
         watch(coordinator)
 
@@ -123,6 +123,25 @@ def simulate(
     return coordinator
 
 
+class Pump:
+    """Calls `Coordinator.pump` when something is due; to be called after every event."""
+
+    def __init__(self, bus: Loopback, coordinator: Coordinator) -> None:
+        self._bus, self._coordinator = bus, coordinator
+        self._due_s = math.inf
+
+    def __call__(self) -> None:
+        """Send what may be sent now, and come again for the rest."""
+        due_s = self._coordinator.pump(self._bus.now_s)
+        if due_s is not None and due_s < self._due_s:
+            self._due_s = due_s
+            self._bus.later(due_s - self._bus.now_s, self._again)
+
+    def _again(self) -> None:
+        self._due_s = math.inf
+        self()
+
+
 def _devices(bus: Loopback, run: Run, scene: Scene, coordinator: Coordinator) -> Iterator[Device]:
     """Start the devices, in the order of their parts."""
     seed, layout = run.config.seed, run.description.model.layout
@@ -133,7 +152,7 @@ def _devices(bus: Loopback, run: Run, scene: Scene, coordinator: Coordinator) ->
     adversary = None
     if liars and not flipping:
         most = algorithm.wire_values(run.settings)
-        decode = functools.partial(algorithm.decode, kind=run.parts.Up, layout=layout, most=most)
+        decode = functools.partial(wire.decode_up, kind=run.parts.Up, layout=layout, private=(), most=most)
         adversary = Adversary(
             attacks.ATTACKS[scene.attack.kind], liars, decode, seed, run.config.habit != "asynchronous"
         )
@@ -170,7 +189,11 @@ def _device(bus: Loopback, fleet: str, name: str, store: MemoryStore, inline: In
         return end.send(up_topic(fleet, name), encode(message))
 
     circle = TopicCircle(fleet, name, end, lambda: bus.now_s)
-    device = Device(store, inline, send, "simulated", lambda run: {**_figures(end), "virtual-s": bus.now_s}, circle)
+
+    def figures(run: str) -> dict[str, float]:  # noqa: ARG001
+        return {**_figures(end), "virtual-s": bus.now_s}
+
+    device = Device(store, inline, send, Hello("simulated"), figures, circle, TopicTuner(fleet, end))
     inline.attach(device.finished)
 
     def receive(topic: str, payload: bytes) -> None:

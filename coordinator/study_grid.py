@@ -138,6 +138,25 @@ _ROTATED = (
     Case("fedavg, one architecture", "fedavg", shows=_AVERAGED),
 )
 
+# How coarse may it be? Steps both ways; few bits upwards, where they have something to add to the next update.
+_STEPS, _FEW_BITS = ("0.25", "0.5", "1"), ("4", "2", "1")
+_CODINGS: dict[str, dict[str, Any]] = {
+    "lossless": {},
+    **{f"step {step}": {"up": f"step:{step}", "down": f"step:{step}"} for step in _STEPS},
+    **{f"{bits} bit": {"up": f"bits:{bits}", "down": "step:0.5"} for bits in _FEW_BITS},
+}
+_SPARSE = {"aggregate": "owners", "prune-rate": 0.1}
+_WIRED = tuple(
+    Case(f"{name}, {coding}{forgetful}", algorithm, settings, {**run, **how}, shows=shows)
+    for name, algorithm, settings, shows in (
+        ("fedavg", "fedavg", {}, _AVERAGED[1:]),
+        *((f"fedspa {d}", "fedspa", {**_SPARSE, "density": d}, (("", "personal"),)) for d in (0.5, 0.2, 0.1)),
+    )
+    for coding, run in _CODINGS.items()
+    for forgetful, how in (("", {}), (", no feedback", {"error-feedback": False}))
+    if run or not how
+)
+
 # A rate falls with every version of the model, of which an asynchronous run has many more: none falls here.
 _FASHION = {"lr": 0.05, "lr-decay": 1.0, "local-epochs": 2, "batch-size": 32}
 _DEALT = DataConfig("fashion-mnist", parts=100)
@@ -207,6 +226,16 @@ SCENARIOS = (
         {"rounds": 50, "cohort": 10},
         _FASHION,
         _DELAYED,
+        "numpy",
+    ),
+    Scenario(
+        "wire",
+        "fashion-mnist on 100 devices, 10 per round, Dirichlet 0.3: how coarse what travels may be",
+        _DEALT,
+        "mlp",
+        {"rounds": 50, "cohort": 10},
+        _FASHION,
+        _WIRED,
         "numpy",
     ),
 )

@@ -16,6 +16,7 @@ The run ends after `Plan.updates` accepted updates; the evaluation after it is a
 
 import math
 import random
+from collections.abc import Set
 
 from edge_runtime.coordinator.actions import (
     Action,
@@ -85,8 +86,10 @@ class VersionsCore:
         """Repeat what is outstanding, less and less often to a device that stays silent."""
         actions: list[Action] = []
         for device in self.missing():
-            if self._uploads.due(device):
-                actions += self._uploads.ask(device) if self._uploads.holds(device) else [Repeat(device)]
+            if self._uploads.holds(device):
+                actions += self._uploads.ask(device)
+            elif self._uploads.due(device):
+                actions.append(Repeat(device))
         return actions
 
     def deadline(self) -> list[Action]:
@@ -142,8 +145,12 @@ class VersionsCore:
         return [*actions, *self._fill()]
 
     def damaged(self, device: str) -> list[Action]:
-        """Go on after `Accept` found that the bytes do not have the digest: ask for them again."""
-        return self._uploads.restart(device)
+        """Go on after `Accept` found that the bytes do not have the digest: ask again for those that are not good."""
+        return self._uploads.damaged(device)
+
+    def recalled(self, device: str, offer: Offer, have: Set[int]) -> list[Action]:
+        """Go on after `Recall`."""
+        return self._uploads.recalled(device, offer, have)
 
     def opened(self, cohort: tuple[str, ...]) -> list[Action]:
         """Never called: there is no cohort to sample."""
@@ -183,6 +190,7 @@ class VersionsCore:
 
     def _on_hello(self, device: str) -> list[Action]:
         actions: list[Action] = []
+        self._uploads.lose(device)
         self.online.add(device)
         if device not in self.progress.known:
             self.progress.known.add(device)

@@ -18,12 +18,15 @@ from typing import Protocol
 from edge_runtime.among import Among, Circle
 from edge_runtime.devices import meter
 from edge_runtime.errors import DecodeError, DeviceError, EdgeError
+from edge_runtime.fit import Fit
 from edge_runtime.message import (
     Blob,
     Chunk,
+    Hello,
     Message,
     Offer,
     Task,
+    all_topic,
     ask_topic,
     decode,
     down_topic,
@@ -31,7 +34,19 @@ from edge_runtime.message import (
     peer_topic,
     up_topic,
 )
-from edge_runtime.protocol import Action, Check, DeviceCore, Keep, Remember, Send, SendChunks, Talk, Train
+from edge_runtime.protocol import (
+    Action,
+    Check,
+    DeviceCore,
+    Keep,
+    Recall,
+    Remember,
+    Send,
+    SendChunks,
+    Talk,
+    Train,
+    Tune,
+)
 from edge_runtime.store import Store
 from edge_runtime.trainer_process import Outcome, ProcessTrainer
 from edge_runtime.transport import Traffic, Transport
@@ -41,6 +56,9 @@ log = logging.getLogger(__name__)
 _TICK_S = 2.0
 _HEARTBEAT_S = 20.0
 _MAX_QUEUE = 256
+_PUMP_S = 0.02
+_MAX_UNSENT_BYTES = 1_048_576
+"""Of messages that wait for the socket: above that, chunks wait on the disk."""
 
 
 class Trainer(Protocol):
@@ -48,6 +66,18 @@ class Trainer(Protocol):
 
     def start(self, task: Task) -> None:
         """Begin with `task`, dropping any other that is under way."""
+        ...
+
+
+class Tuner(Protocol):
+    """What a device asks of its link beside sending."""
+
+    def tune(self, blob: Blob | None) -> None:
+        """Listen to what all devices are sent of this blob, and of no other."""
+        ...
+
+    def room(self) -> bool:
+        """Say whether the link takes another chunk now."""
         ...
 
 
@@ -59,27 +89,31 @@ class Device:
         store: Store,
         trainer: Trainer,
         send: Callable[[Message], bool],
-        boot: str,
+        hello: Hello,
         figures: Callable[[str], dict[str, float]],
         circle: Circle | None = None,
+        tuner: Tuner | None = None,
     ) -> None:
         """Take up where the store says this device was.
 
         `figures(run)` gives what is metered outside the trainer (bytes on the socket since the run's first task, RSS of
-        the agent): it goes along with each offer. Without a `circle` the device refuses runs among equals.
+        the agent): it goes along with each offer. Without a `circle` the device refuses runs among equals; without a
+        `tuner` it hears only what it is sent by itself.
         """
         self.store = store
         self.among: Among | None = None
         self.received_bytes = 0
+        self.chunks_sent = 0
         self.garbage = 0
-        self._trainer, self._send, self._figures, self._boot = trainer, send, figures, boot
-        self._circle = circle
+        self._trainer, self._send, self._figures, self._hello = trainer, send, figures, hello
+        self._circle, self._tuner = circle, tuner
         self._broken = False
+        self._unsent: dict[tuple[str, int], Blob] = {}
         self.core = self._load()
 
     def _load(self) -> DeviceCore:
         memory = self.store.load()
-        core = DeviceCore(memory, self.store.held(), self._boot)
+        core = DeviceCore(memory, self.store.held(), self._hello)
         self.among = None if memory.talk is None else self._gather(memory.talk)
         if self.among is not None and not self.among.core.done:
             core.resume(self.among.task)
@@ -113,10 +147,12 @@ class Device:
         if self.among is not None:
             self._guard(self.among.tick)
 
-    def receive(self, data: bytes) -> None:
-        """Take hostile bytes from the network: what is not a message is counted and dropped."""
+    def receive(self, data: bytes, to_all: bool = False) -> None:
+        """Take hostile bytes from the network: what is no message, or `to_all` no chunk, is counted and dropped."""
         try:
             message = decode(data)
+            if to_all and not isinstance(message, Chunk):
+                raise DecodeError("only chunks are sent to all")
         except DecodeError as error:
             self.garbage += 1
             log.warning("dropped a message of %d bytes: %s", len(data), error)
@@ -128,6 +164,20 @@ class Device:
         among = self.among
         if among is not None:
             self._guard(lambda: among.receive(peer, data, to_all))
+
+    def halve_chunks(self) -> None:
+        """Cut what is pending in smaller chunks."""
+        self._do(self.core.halve_chunks())
+
+    def pump(self) -> bool:
+        """Send chunks that were asked for, as far as the network takes them; say whether some are left."""
+        while self._unsent and (self._tuner is None or self._tuner.room()):
+            (digest, index), blob = next(iter(self._unsent.items()))
+            del self._unsent[digest, index]
+            self.chunks_sent += 1
+            if not self._send(Chunk(digest, index, self.store.read(digest, *blob.span(index)))):
+                self._unsent.clear()  # the link is down: it will all be asked for again
+        return bool(self._unsent)
 
     def handle(self, message: Message) -> None:
         """Take a message."""
@@ -146,6 +196,7 @@ class Device:
         except DeviceError:
             self._broken = True
             raise
+        blob = replace(blob, chunk=task.down.chunk)
         sizes = {"payload-bytes-up": float(blob.size), "payload-bytes-down": float(task.down.size)}
         metrics = {**outcome.metrics, **sizes, **self._figures(task.run)}
         self._do(self.core.trained(task, blob, metrics))
@@ -178,18 +229,29 @@ class Device:
                 case Send():
                     self._send(action.message)
                 case SendChunks():
-                    self._send_chunks(action.blob, action.indices)
-                case Keep():
-                    self.store.keep(action.blob, action.chunk)
-                case Check():
-                    self._carry_out(self.core.checked(action.blob, self.store.check(action.blob)))
+                    self._unsent |= {(action.blob.digest, index): action.blob for index in action.indices}
+                    self.pump()
+                case Tune() if self._tuner is not None:
+                    self._tuner.tune(action.blob)
+                case Recall() | Keep() | Check():
+                    self._take_in(action)
                 case Train() if action.task.phase == "peers":
                     self._begin(action.task)
                 case Train():
                     self.among = None
                     self._trainer.start(action.task)
                 case Remember():
+                    self._unsent.clear()
                     self.store.remember(action.memory)
+
+    def _take_in(self, action: Recall | Keep | Check) -> None:
+        match action:
+            case Recall():
+                self._carry_out(self.core.recalled(action.blob, self.store.partial(action.blob)))
+            case Keep():
+                self.store.keep(action.blob, action.chunk)
+            case Check():
+                self._carry_out(self.core.checked(action.blob, self.store.check(action.blob)))
 
     def _begin(self, task: Task) -> None:
         """Begin a run among equals."""
@@ -214,10 +276,6 @@ class Device:
             self._carry_out(self.core.trained(task, nothing, {**metrics, **self._figures(task.run)}))
         else:
             self.store.remember(self.core.memory)
-
-    def _send_chunks(self, blob: Blob, indices: tuple[int, ...]) -> None:
-        for index in indices:
-            self._send(Chunk(blob.digest, index, self.store.read(blob.digest, *blob.span(index))))
 
 
 class TopicCircle:
@@ -244,24 +302,50 @@ class TopicCircle:
         return self._clock()
 
 
+class TopicTuner:
+    """Listens to one shared blob at a time, by its topic of a transport; implements `Tuner`."""
+
+    def __init__(self, fleet: str, transport: Transport) -> None:
+        self._fleet, self._transport = fleet, transport
+        self._topics: list[str] = []
+
+    def tune(self, blob: Blob | None) -> None:
+        """Listen to that blob, and no longer to another."""
+        before, self._topics = self._topics, [all_topic(self._fleet, blob.digest)] if blob else []
+        self._transport.unlisten([topic for topic in before if topic not in self._topics])
+        self._transport.listen(self._topics)
+
+    def room(self) -> bool:
+        """Say whether little waits for the socket."""
+        return self._transport.unsent_bytes() < _MAX_UNSENT_BYTES
+
+
 def hear(device: Device, topic: str, payload: bytes) -> None:
-    """Give a device what came on the topic of a peer, or on that on which it is asked."""
+    """Give a device what came on any topic but its own: to all who fetch a blob, from a peer, or asked by one."""
     _, _, kind, *_, peer = topic.split("/")
-    device.receive_from(peer, payload, to_all=kind == "peer")
+    if kind == "all":
+        device.receive(payload, to_all=True)
+    else:
+        device.receive_from(peer, payload, to_all=kind == "peer")
 
 
 class Agent:
     """A device on a transport: the loop that feeds it."""
 
-    def __init__(self, fleet: str, device: str, store: Store, trainer: ProcessTrainer, transport: Transport) -> None:
+    def __init__(
+        self, fleet: str, device: str, store: Store, trainer: ProcessTrainer, transport: Transport, down: str = ""
+    ) -> None:
         self._topics = up_topic(fleet, device), down_topic(fleet, device), ask_topic(fleet, device, "+")
         self._events: queue.Queue[Callable[[], None]] = queue.Queue(_MAX_QUEUE)
         self._transport, self._trainer = transport, trainer
         trainer.attach(self._finished)
         self._idle_rss_bytes = 0
         self._since: dict[str, Traffic] = {}
+        self._fit = Fit()
         circle = TopicCircle(fleet, device, transport, time.monotonic)
-        self.device = Device(store, trainer, self._send, secrets.token_hex(8), self._figures, circle)
+        tuner = TopicTuner(fleet, transport)
+        hello = Hello(secrets.token_hex(8), down)
+        self.device = Device(store, trainer, self._send, hello, self._figures, circle, tuner)
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Serve until `stop()`; a store that cannot be written pauses the device, and is tried again."""
@@ -271,8 +355,10 @@ class Agent:
         wait_s = _TICK_S
         try:
             while not stop():
-                if self._step(max(0.0, min(due - time.monotonic(), 0.5))):
-                    wait_s = _TICK_S
+                longest_s = _PUMP_S if self.device.pump() else 0.5
+                self._fit.watch(self.device.chunks_sent, time.monotonic())
+                if self._step(max(0.0, min(due - time.monotonic(), longest_s))) or self.device.core.fetching:
+                    wait_s = _TICK_S  # a blob on its way in has a patience of its own
                 if time.monotonic() >= due:
                     self._guard(self.device.tick)
                     wait_s = min(2 * wait_s, _HEARTBEAT_S) if self.device.waiting else _HEARTBEAT_S
@@ -325,8 +411,14 @@ class Agent:
 
     def _connected(self, up: bool) -> None:
         log.info("connected" if up else "connection lost")
+        self._post(lambda: self._link_changed(up))
+
+    def _link_changed(self, up: bool) -> None:
+        if self._fit.changed(up, time.monotonic()):
+            log.warning("the broker hangs up on chunks: what is pending is cut in smaller ones")
+            self.device.halve_chunks()
         if up:
-            self._post(self.device.start)
+            self.device.start()
 
     def _send(self, message: Message) -> bool:
         return self._transport.send(self._topics[0], encode(message))

@@ -9,31 +9,31 @@ An algorithm is one module in `edge_runtime/algorithms/` (or one of the user's o
     Server    the coordinator's half
 
 `Down` and `Up` hold only int, float, bytes, one-dimensional float32 arrays and `tree.Part`, so that the codec can carry
-them (`compression/codec.py`). Their types are the contract between the halves.
+them (`wire.py`). Their types are the contract between the halves: `tree.Shared`, `Change` and `Posteriors` say what an
+array holds, and so how a run may have it coded; any other travels bit for bit. A message has at most one of them.
 
 Tensors that a run's Config names in a key `private` never leave their device. That is not left to the algorithm:
-`encode_up` does not write an Up that holds one, and `decode_up` does not read it. An Up of such a run has no field but
-int, float and Part, since nobody could say what lies in any other. (Whether an algorithm puts private values where
-shared ones belong, no wire can see.) Down is free: a server never has private values, but those that all began with.
+`wire.encode_up` does not write an Up that holds one, and `wire.decode_up` does not read it. An Up of such a run has no
+field but int, float and Part, since nobody could say what lies in any other. (Whether an algorithm puts private values
+where shared ones belong, no wire can see.) Down is free: a server never has private values, but those that all began
+with.
 """
 
-import dataclasses
 import difflib
 import importlib
 import pkgutil
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.compression import codec
-from edge_runtime.errors import ConfigError, DecodeError, DeviceError
+from edge_runtime.errors import ConfigError
 from edge_runtime.mask import Mask
 from edge_runtime.seed_set import SeedSet
-from edge_runtime.tree import Flat, Layout, Part, Tree
+from edge_runtime.tree import Flat, Layout, Tree
 
 M = typing.TypeVar("M")
 Value = int | float | bytes | Flat
@@ -189,6 +189,27 @@ class Deploys(Protocol):
         ...
 
 
+@typing.runtime_checkable
+class SparseClient(Protocol):
+    """A Client that is told, and tells, a part of the shared model's values."""
+
+    def support(self, down: Any | None) -> NDArray[np.bool_]:
+        """Say which values of the shared model [size] a Down holds, or (None) the Up that `round` has just made.
+
+        Of the Down all is known but these values. Each tensor has as many of them in both.
+        """
+        ...
+
+
+@typing.runtime_checkable
+class SparseServer(Protocol):
+    """A Server whose Down has a part of the shared model's values."""
+
+    def support(self, device: str, round_: int) -> NDArray[np.bool_]:
+        """Say which values of the shared model [size] a device is told in this round, or was in the last it did."""
+        ...
+
+
 class Server(Protocol):
     """The coordinator's half. Holds one shared model, however many devices there are.
 
@@ -291,100 +312,6 @@ def wire_values(settings: Any) -> int:
     return int(getattr(settings, "wire_values", 0))
 
 
-def encode(message: Any) -> bytes:
-    """Encode a Down (an Up goes through `encode_up`); the inverse of `decode`."""
-    values: list[Value] = []
-    for field in dataclasses.fields(message):
-        value = getattr(message, field.name)
-        values += [value.tensors, value.values] if isinstance(value, Part) else [value]
-    return codec.encode(values)
-
-
-def decode(data: bytes, kind: type[M], layout: Layout, most: int = 0) -> M:
-    """Decode hostile bytes into a `kind` (an algorithm's Down or Up).
-
-    An array holds at most as many values as the model, or `most` if that is more (`wire_values`).
-
-    Raises:
-        DecodeError: malformed, too large, of another type, or not finite.
-    """
-    hints = typing.get_type_hints(kind)
-    fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    expected = len(fields) + sum(hints[name] is Part for name in fields)
-    values = codec.decode(data, max_values=max(layout.size, most), max_sections=expected)
-    if len(values) != expected:
-        raise DecodeError(f"{kind.__name__}: {len(values)} sections where {expected} are expected")
-    found, rest = [], iter(values)
-    for name in fields:
-        where = f"{kind.__name__}.{name}"
-        if hints[name] is Part:
-            part = Part(_typed(next(rest), bytes, where), _typed(next(rest), np.ndarray, where))
-            layout.names_of(part)
-            found.append(part)
-        else:
-            found.append(_typed(next(rest), typing.get_origin(hints[name]) or hints[name], where))
-    return kind(*found)
-
-
-def _typed(value: Any, wanted: Any, where: str) -> Any:
-    if type(value) is not wanted:
-        raise DecodeError(f"{where}: got a {type(value).__name__}")
-    if isinstance(value, np.ndarray) and not np.isfinite(value).all():
-        raise DecodeError(f"{where}: holds a value that is not finite")
-    return value
-
-
-def encode_up(up: Any, layout: Layout, private: Collection[str]) -> bytes:
-    """Encode an Up in a run that keeps the tensors `private` on the device; the inverse of `decode_up`.
-
-    Raises:
-        DeviceError: it holds one of them, or what could be one.
-    """
-    if fault := _leak(up, layout, private):
-        raise DeviceError(f"{fault}; nothing was sent")
-    return encode(up)
-
-
-def decode_up(data: bytes, kind: type[M], layout: Layout, private: Collection[str], most: int = 0) -> M:
-    """Decode hostile bytes into an Up of a run that keeps the tensors `private` on the device.
-
-    Raises:
-        DecodeError: as `decode`; or it holds one of them, or what could be one.
-    """
-    up = decode(data, kind, layout, most)
-    if fault := _leak(up, layout, private):
-        raise DecodeError(fault)
-    return up
-
-
-def _leak(up: Any, layout: Layout, private: Collection[str]) -> str:
-    """Say what of an Up may be a private tensor; empty: nothing."""
-    for field in dataclasses.fields(up) if private else ():
-        value = getattr(up, field.name)
-        if isinstance(value, Part):
-            held = [name for name in layout.names_of(value) if name in private]
-            if held:
-                return f"Up.{field.name} holds {', '.join(held)}, which this run keeps private"
-        elif not isinstance(value, int | float):
-            return f"Up.{field.name} does not name its tensors, and this run keeps {', '.join(private)} private"
-    return ""
-
-
-def encode_evaluation(down: bytes, shared: Flat | None) -> bytes:
-    """Pack an encoded Down and the whole shared model [size] (None: none) for an evaluation."""
-    return codec.encode([down] if shared is None else [down, shared])
-
-
-def decode_evaluation(data: bytes, layout: Layout) -> tuple[bytes, Flat | None]:
-    """Unpack hostile bytes into an encoded Down and the whole shared model; the inverse of `encode_evaluation`.
-
-    Raises:
-        DecodeError: malformed.
-    """
-    values = codec.decode(data, max_values=layout.size, max_sections=2)
-    shared = values[1] if len(values) == 2 else None
-    if not 1 <= len(values) <= 2 or not isinstance(values[0], bytes):
-        raise DecodeError("evaluation: not a Down and a shared model")
-    if len(values) == 2 and not (isinstance(shared, np.ndarray) and len(shared) == layout.size):
-        raise DecodeError(f"evaluation: not {layout.size} values of a shared model")
-    return values[0], typing.cast(Flat | None, shared)
+def wire_columns(settings: Any) -> int:
+    """Count the classes of an algorithm's posteriors: a Config's `wire_columns`; 0: it has none."""
+    return int(getattr(settings, "wire_columns", 0))

@@ -95,7 +95,7 @@ class Among:
         for peer, fault in outcome.faults.items():
             self.core.faults[peer] += 1
             log.warning("round %d: what peer %s said is left out: %s", task.round, peer, fault)
-        blob = self._store.put(outcome.payload, outcome.state)
+        blob = replace(self._store.put(outcome.payload, outcome.state), chunk=self.task.down.chunk)
         sizes = {"payload-bytes-up": float(blob.size), "payload-bytes-down": float(self._heard_bytes)}
         dropped = {"peers-missing": float(self.core.counts["missing"]), "peers-unfit": float(self.core.faults.total())}
         self.metrics = {**outcome.metrics, **sizes, **dropped}

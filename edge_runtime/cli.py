@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from edge_runtime import __version__, config
+from edge_runtime import __version__, coding, config
 from edge_runtime.agent import Agent
 from edge_runtime.errors import ConfigError, EdgeError
 from edge_runtime.link import Link
@@ -142,6 +142,9 @@ def _add_start(commands: Any) -> None:
     start.add_argument(
         "--allow-model", action="append", default=[], metavar="MODULE:FACTORY", help="model code that may be imported"
     )
+    group = start.add_argument_group("wire", "cheaper ways than the run's: lossless, bf16, step:S, bits:B")
+    group.add_argument("--up", default="", metavar="CODING", help="how updates travel (default: as the run says)")
+    group.add_argument("--down", default="", metavar="CODING", help="how the model travels (default: as the run says)")
     add_compute(start)
     add_data(start)
     add_link(start)
@@ -205,14 +208,18 @@ def _start(options: argparse.Namespace) -> None:
         "cache": str(config.cache_folder()),
         "compute": compute_table(options),
         "factories": options.allow_model,
+        "up": options.up,
     }
+    for flag in ("up", "down"):
+        if getattr(options, flag):
+            coding.parse(getattr(options, flag), f"--{flag}")
     folder = options.store or config.state_folder() / "devices" / device
     store = FileStore(folder)
     trainer = ProcessTrainer(job, folder, options.warm)
     trainer.check()
     transport = Mqtt(link(options, device))
     try:
-        Agent(options.fleet, device, store, trainer, transport).run(until_signal())
+        Agent(options.fleet, device, store, trainer, transport, options.down).run(until_signal())
     finally:
         store.close()
 

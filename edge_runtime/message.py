@@ -13,9 +13,18 @@ that name, no others and none missing. A chunk of a blob is binary, little-endia
 Topics carry the device id as a level of its own, so that a broker's ACL can match it: `edge/FLEET/up/DEVICE` towards
 the coordinator, `edge/FLEET/down/DEVICE` towards the device; in a run among equals `edge/FLEET/peer/DEVICE`, on which a
 device speaks to all who listen to it, and `edge/FLEET/ask/DEVICE/PEER`, on which a peer asks it for something.
+`edge/FLEET/all/PREFIX`, the first 16 digits of a digest, carries chunks of that blob from the coordinator to all
+devices that fetch it: devices read `edge/FLEET/all/+`, and nobody but the coordinator may write there. Nothing is
+retained.
 
 Everything big is a blob: bytes known by their SHA-256. The sender only ever names a blob (in `Task` or `Offer`); the
-receiver asks for the chunks it lacks (`Need`). A message may be lost, doubled or late: each can be repeated safely.
+receiver asks for the chunks it lacks (`Need`), a window at a time, and keeps what has come over restarts (`spool.py`,
+`transfer.py`). The sender of a result cuts it as the Down of its task was cut. A message may be lost, doubled or late:
+each can be repeated safely.
+
+A device that fetches a blob of `SHARED_BYTES` or more listens to that blob's own topic as long as it does. There the
+coordinator puts each chunk that several of them lack, once; what it then asks for on its own topic for the first time,
+after it was sent to all, is not sent again (`coordinator/downloads.py`). Smaller blobs go to each device by itself.
 """
 
 import json
@@ -27,15 +36,21 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from edge_runtime.coding import WIRE_VERSION
 from edge_runtime.errors import ConfigError, DecodeError
 
 MAX_MESSAGE_BYTES = 120_000
 MAX_CONTROL_BYTES = 4_096
 CHUNK_BYTES = 65_536
+MIN_CHUNK_BYTES = 1_024
+"""Chunks are never made smaller than that, however often a broker hangs up on them."""
+SHARED_BYTES = 8_192
+"""Smallest blob that is worth a topic of its own: to listen to one, and to stop, costs a device about 100 bytes."""
 WINDOW = 16
-"""Chunks asked for at once: bounds what a sender has in flight for one receiver to 1 MiB."""
+"""Chunks asked for at once: bounds what a sender has in flight for one receiver to 1 MiB (of 64 KiB chunks)."""
 
 _CHUNK = struct.Struct("<2sI32sI")
+MAX_CHUNK_BYTES = MAX_MESSAGE_BYTES - _CHUNK.size
 _MAGIC = b"\xec\x01"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -57,6 +72,11 @@ class Blob:
         """Count the chunks."""
         return -(-self.size // self.chunk)
 
+    @property
+    def shared(self) -> bool:
+        """Say whether devices that fetch it listen to a topic of its own."""
+        return self.size >= SHARED_BYTES
+
     def span(self, index: int) -> tuple[int, int]:
         """Say from where to where chunk `index` lies in the blob."""
         start = index * self.chunk
@@ -69,6 +89,10 @@ class Hello:
 
     boot: str
     """Random per start of the agent: two agents with one device id differ here."""
+    down: str = ""
+    """How the device would have the shared model coded (`coding.py`), if the run's way is dearer."""
+    wire: int = WIRE_VERSION
+    """Version of all that is coded: those of another are not understood."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +200,11 @@ def down_topic(fleet: str, device: str) -> str:
     return f"edge/{fleet}/down/{device}"
 
 
+def all_topic(fleet: str, digest: str) -> str:
+    """Name the topic on which chunks of a blob come to all devices that fetch it; `+` for the digest matches all."""
+    return f"edge/{fleet}/all/{digest[:16]}"
+
+
 def peer_topic(fleet: str, device: str) -> str:
     """Name the topic on which a device speaks to its peers."""
     return f"edge/{fleet}/peer/{device}"
@@ -201,7 +230,7 @@ def encode(message: Message) -> bytes:
     """Encode any message; the inverse of `decode`."""
     if isinstance(message, Chunk):
         digest = bytes.fromhex(message.digest)
-        return _CHUNK.pack(_MAGIC, message.index, digest, _crc(message.index, digest, message.data)) + message.data
+        return _CHUNK.pack(_MAGIC, message.index, digest, checksum(message)) + message.data
     fields = {name: vars(value) if isinstance(value, Blob) else value for name, value in vars(message).items()}
     record = {"type": type(message).__name__, **fields}
     return json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
@@ -231,14 +260,15 @@ def _decode_chunk(data: bytes) -> Chunk:
     if not _CHUNK.size < len(data) <= MAX_MESSAGE_BYTES:
         raise DecodeError(f"chunk: {len(data)} bytes")
     _, index, digest, crc = _CHUNK.unpack_from(data)
-    body = bytes(data[_CHUNK.size :])
-    if _crc(index, digest, body) != crc:
+    chunk = Chunk(digest.hex(), index, bytes(data[_CHUNK.size :]))
+    if checksum(chunk) != crc:
         raise DecodeError("chunk: the CRC does not fit")
-    return Chunk(digest.hex(), index, body)
+    return chunk
 
 
-def _crc(index: int, digest: bytes, data: bytes) -> int:
-    return zlib.crc32(data, zlib.crc32(digest, index))
+def checksum(chunk: Chunk) -> int:
+    """Compute the CRC-32 of a chunk: over digest and data, started with the index."""
+    return zlib.crc32(chunk.data, zlib.crc32(bytes.fromhex(chunk.digest), chunk.index))
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -250,7 +280,7 @@ def _build(kind: Any, record: Any) -> Any:
     if not isinstance(record, dict) or set(record) != set(hints):
         raise DecodeError(f"{kind.__name__}: fields are not {', '.join(hints)}")
     values = {name: _check(f"{kind.__name__}.{name}", name, hint, record[name]) for name, hint in hints.items()}
-    if kind is Blob and not 0 < values["chunk"] <= MAX_MESSAGE_BYTES - _CHUNK.size:
+    if kind is Blob and not 0 < values["chunk"] <= MAX_CHUNK_BYTES:
         raise DecodeError(f"Blob.chunk: {values['chunk']} bytes")
     return kind(**values)
 

@@ -314,7 +314,8 @@ class PeersCore:
         arriving = self._arriving.get((self.round - 1, peer))
         if arriving is None:
             return [Ask(peer, Status(self.run, self.round - 1, "listening"))]
-        return [Ask(peer, arriving.incoming.ask())] if arriving.incoming.stalled() else []
+        need = arriving.incoming.tick()
+        return [Ask(peer, need)] if need else []
 
     def _maybe_learn(self) -> list[Action]:
         return self._learn() if self.waiting and not self._missing() else []

@@ -13,7 +13,20 @@ Anything may be lost, doubled or late; `tick` repeats whatever is outstanding.
 
 from dataclasses import dataclass, replace
 
-from edge_runtime.message import Blob, Chunk, Fate, Hello, Message, Need, Offer, Refuse, Status, Task, Welcome
+from edge_runtime.message import (
+    MIN_CHUNK_BYTES,
+    Blob,
+    Chunk,
+    Fate,
+    Hello,
+    Message,
+    Need,
+    Offer,
+    Refuse,
+    Status,
+    Task,
+    Welcome,
+)
 from edge_runtime.transfer import Incoming
 
 
@@ -59,6 +72,20 @@ class SendChunks:
 
 
 @dataclass(frozen=True)
+class Recall:
+    """Look which chunks of a blob were kept, drop those of any other, and call `recalled`."""
+
+    blob: Blob
+
+
+@dataclass(frozen=True)
+class Tune:
+    """Listen to what all devices are sent of this blob, and of no other; None: of none."""
+
+    blob: Blob | None
+
+
+@dataclass(frozen=True)
 class Keep:
     """Put a chunk of an incoming blob aside."""
 
@@ -87,24 +114,30 @@ class Remember:
     memory: Memory
 
 
-Action = Send | SendChunks | Keep | Check | Train | Remember
+Action = Send | SendChunks | Recall | Tune | Keep | Check | Train | Remember
 
 
 class DeviceCore:
     """State of one device. Every method takes an event and gives the actions that follow, to be done in order."""
 
-    def __init__(self, memory: Memory, held: set[str], boot: str) -> None:
+    def __init__(self, memory: Memory, held: set[str], hello: Hello) -> None:
         """Start from what was remembered; `held` are the digests of the blobs that are complete on disk."""
         self.memory = memory
         self.task: Task | None = None
         self.doing = "idle"
         self._held = held
-        self._boot = boot
+        self._hello = hello
         self._incoming: Incoming | None = None
+        self._tuned: Blob | None = None
 
     def resume(self, task: Task) -> None:
         """Be at a run among equals again that the memory says is not over."""
         self.task, self.doing = task, "training"
+
+    @property
+    def fetching(self) -> bool:
+        """Say whether a blob is on its way in."""
+        return self._incoming is not None
 
     @property
     def waiting(self) -> bool:
@@ -112,16 +145,18 @@ class DeviceCore:
         return self.memory.pending is not None or self._incoming is not None
 
     def start(self) -> list[Action]:
-        """Say hello (after a start or a new connection), and offer what is pending."""
-        return [Send(Hello(self._boot)), *self._offer()]
+        """Say hello (after a start or a new connection), offer what is pending, and ask anew for what was under way."""
+        asked: list[Action] = [Send(self._incoming.ask())] if self._incoming is not None else []
+        return [Send(self._hello), *self._offer(), *asked]
 
     def tick(self) -> list[Action]:
         """Repeat what is outstanding; if nothing is, say hello."""
         if self.memory.pending is not None:
             return self._offer()
         if self._incoming is not None:
-            return [Send(self._incoming.ask())] if self._incoming.stalled() else []
-        return [Send(self._status())] if self.task else [Send(Hello(self._boot))]
+            need = self._incoming.tick()
+            return [Send(need)] if need else []
+        return [Send(self._status())] if self.task else [Send(self._hello)]
 
     def handle(self, message: Message) -> list[Action]:
         """Take a message from the coordinator; what is not for a device, or not now, gives no action."""
@@ -137,8 +172,15 @@ class DeviceCore:
             case Welcome() | Hello() | Status() | Refuse() | Offer():
                 return []
 
+    def recalled(self, blob: Blob, have: set[int]) -> list[Action]:
+        """Go on after `Recall`: ask for what is missing."""
+        self._incoming = Incoming(blob, have)
+        if self._incoming.complete:
+            return [Check(blob)]
+        return [*self._tune(blob if blob.shared else None), Send(self._incoming.ask())]
+
     def checked(self, blob: Blob, good: bool) -> list[Action]:
-        """Go on after `Check`: with the next blob or the training, or (bad) with the same blob from the start."""
+        """Go on after `Check`: with the next blob or the training, or (bad) with what is not good of the same blob."""
         self._incoming = None
         if good:
             self._held.add(blob.digest)
@@ -155,6 +197,13 @@ class DeviceCore:
         self._rest()
         return [Remember(self.memory), *self._offer()]
 
+    def halve_chunks(self) -> list[Action]:
+        """Cut what is pending in smaller chunks: the broker does not carry these."""
+        pending = self.memory.pending
+        if pending is None or pending.blob.chunk <= MIN_CHUNK_BYTES:
+            return []
+        return self._cut(pending, max(MIN_CHUNK_BYTES, pending.blob.chunk // 2))
+
     def failed(self, task: Task, reason: str) -> list[Action]:
         """Take the failure of `Train`."""
         if self.task is None or not _same(task, self.task):
@@ -163,18 +212,28 @@ class DeviceCore:
         return [Send(Refuse(task.run, task.round, False, reason))]
 
     def _on_task(self, task: Task) -> list[Action]:
-        if self.memory.pending is not None:
+        pending = self.memory.pending
+        if pending is not None:
+            if (task.run, task.round) == (pending.run, pending.round) and task.down.chunk < pending.blob.chunk:
+                return self._cut(pending, task.down.chunk)
             return self._offer()
         if self._stale(task):
             return []
         if self.task is not None and _same(task, self.task):
             self.task = task
+            if self._incoming is not None and self._incoming.blob not in (task.setup, task.down):
+                self._incoming = None  # it is cut in other chunks now
+                return self._advance()
             return [Send(self._status())]
         if task.base and (task.run, task.base) != (self.memory.run, self.memory.base):
             return [Send(Refuse(task.run, task.round, True, "this device no longer has its state"))]
         self.task = task
         self._incoming = None
         return self._advance()
+
+    def _cut(self, pending: Offer, chunk: int) -> list[Action]:
+        self.memory = replace(self.memory, pending=replace(pending, blob=replace(pending.blob, chunk=chunk)))
+        return [Remember(self.memory), *self._offer()]
 
     def _stale(self, task: Task) -> bool:
         done, now = self.memory, self.task
@@ -188,10 +247,13 @@ class DeviceCore:
         for blob in (self.task.setup, self.task.down):
             if blob.digest not in self._held:
                 self.doing = "fetching"
-                self._incoming = Incoming(blob)
-                return [Send(self._incoming.ask())]
+                return [Recall(blob)]
         self.doing = "training"
-        return [Train(self.task)]
+        return [*self._tune(None), Train(self.task)]
+
+    def _tune(self, blob: Blob | None) -> list[Action]:
+        tuned, self._tuned = self._tuned, blob
+        return [] if blob == tuned else [Tune(blob)]
 
     def _on_chunk(self, chunk: Chunk) -> list[Action]:
         incoming = self._incoming
@@ -233,8 +295,12 @@ class DeviceCore:
 
 
 def _same(one: Task, other: Task) -> bool:
-    """Compare tasks without the epoch: a coordinator that was started again asks for nothing new."""
-    return replace(one, epoch=0) == replace(other, epoch=0)
+    """Compare tasks without the epoch and the chunks: a coordinator that was started again asks for nothing new."""
+    return _bare(one) == _bare(other)
+
+
+def _bare(task: Task) -> Task:
+    return replace(task, epoch=0, setup=replace(task.setup, chunk=1), down=replace(task.down, chunk=1))
 
 
 def _identity(message: Offer | Fate, digest: str) -> tuple[str, int, str, str]:

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from edge_runtime.coding import WIRE_VERSION
 from edge_runtime.errors import DecodeError
 from edge_runtime.tree import Layout
 
@@ -38,11 +39,19 @@ class Setup:
     """The model that all share."""
     seed: int
     private: tuple[str, ...] = ()
-    """Tensors of that model that never leave a device (`algorithm.encode_up`)."""
+    """Tensors of that model that never leave a device (`wire.encode_up`)."""
     own: ModelCard | None = None
     """The device's own model, where it is another one."""
     seed_set: bytes = b""
     """Samples that all devices are to know (`seed_set.encode`). Empty: none."""
+    up: str = "lossless"
+    """How updates travel (`coding.py`)."""
+    error_feedback: bool = True
+    """Whether a device keeps what that loses, and adds it to its next update."""
+    rounding: str = "nearest"
+    """Or `stochastic`."""
+    wire: int = WIRE_VERSION
+    """Version of all that is coded."""
 
 
 def encode(setup: Setup) -> bytes:
@@ -67,6 +76,9 @@ def decode(data: bytes) -> Setup:
         record = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise DecodeError(f"setup: not JSON: {error}") from error
+    if isinstance(record, dict) and record.get("wire", 0) != WIRE_VERSION:
+        theirs = str(record.get("wire", 0))[:20]
+        raise DecodeError(f"setup: the run speaks version {theirs} of the wire, this device {WIRE_VERSION}: update it")
     if not isinstance(record, dict) or set(record) != set(Setup.__dataclass_fields__):
         raise DecodeError("setup: its fields are not those of a setup")
     if not isinstance(record["algorithm"], str):
@@ -80,8 +92,12 @@ def decode(data: bytes) -> Setup:
     model, private = _card(record["model"]), record["private"]
     if not isinstance(private, list) or not all(name in model.layout.names for name in private):
         raise DecodeError("setup: private must be a list of the model's names")
+    for name, kind in (("up", str), ("error_feedback", bool), ("rounding", str)):
+        if type(record[name]) is not kind:
+            raise DecodeError(f"setup: {name} must be a {kind.__name__}")
     seeds = _bytes(record, "seed_set")
-    return Setup(record["algorithm"], config, model, record["seed"], tuple(private), own, seeds)
+    how = (record["up"], record["error_feedback"], record["rounding"])
+    return Setup(record["algorithm"], config, model, record["seed"], tuple(private), own, seeds, *how)
 
 
 def _card(record: Any) -> ModelCard:

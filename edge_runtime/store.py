@@ -4,7 +4,7 @@
     STORE/memory.json       the Memory and a SHA-256 over it, written in one piece
     STORE/blobs/DIGEST      complete blobs: setup, Down, pending Up
     STORE/states/DIGEST     a SHA-256 and the state that the update DIGEST leaves once it is applied
-    STORE/partial/DIGEST    a blob on its way in
+    STORE/partial/DIGEST    a blob on its way in, at most one (`spool.py`)
 
 `MemoryStore` is the same without a disk, for `edge-coordinator simulate` and for simulated crashes.
 """
@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from edge_runtime import spool
 from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.files import write_atomic
 from edge_runtime.message import Blob, Chunk, Offer, Task
@@ -45,12 +46,16 @@ class Store(Protocol):
         """Make `memory` durable in one piece, then drop the blobs and states that it does not name."""
         ...
 
+    def partial(self, blob: Blob) -> set[int]:
+        """List the chunks of an incoming blob that were kept and are good; drop those of any other."""
+        ...
+
     def keep(self, blob: Blob, chunk: Chunk) -> None:
         """Put a chunk of an incoming blob aside."""
         ...
 
     def check(self, blob: Blob) -> bool:
-        """Make the blob durable if its bytes have its digest; else drop them."""
+        """Make the blob durable if its bytes have its digest; else keep of it only what may be good."""
         ...
 
     def read(self, digest: str, start: int = 0, end: int | None = None) -> bytes:
@@ -134,29 +139,35 @@ class FileStore:
         record["sha256"] = _digest_of(record)
         write_atomic(self.folder / "memory.json", json.dumps(record).encode())
         blobs, states = named(memory)
-        for part, names in (("blobs", blobs), ("states", states), ("partial", set[str]())):
+        for part, names in (("blobs", blobs), ("states", states)):
             for path in (self.folder / part).iterdir():
                 if path.name not in names:
                     path.unlink(missing_ok=True)
+
+    def partial(self, blob: Blob) -> set[int]:
+        """Read which chunks are here."""
+        path = self.folder / "partial" / blob.digest
+        for other in (self.folder / "partial").iterdir():
+            if other != path:
+                other.unlink(missing_ok=True)
+        return spool.kept(path, blob)
 
     def keep(self, blob: Blob, chunk: Chunk) -> None:
         """Write a chunk to its place in the partial file."""
         path = self.folder / "partial" / blob.digest
         try:
-            with path.open("r+b" if path.exists() else "w+b") as file:
-                file.seek(blob.span(chunk.index)[0])
-                file.write(chunk.data)
+            spool.keep(path, blob, chunk)
         except OSError as error:
             raise DeviceError(f"{path}: cannot be written: {error.strerror}; free some space") from error
 
     def check(self, blob: Blob) -> bool:
-        """Compare the digest, and move the partial file among the blobs."""
+        """Put the chunks together, and write them among the blobs."""
         path = self.folder / "partial" / blob.digest
-        data = path.read_bytes() if path.exists() else b""
-        path.unlink(missing_ok=True)
-        if hashlib.sha256(data).hexdigest() != blob.digest:
+        data = spool.join(path, blob)
+        if data is None:
             return False
         write_atomic(self.folder / "blobs" / blob.digest, data)
+        path.unlink(missing_ok=True)
         return True
 
     def read(self, digest: str, start: int = 0, end: int | None = None) -> bytes:
@@ -200,7 +211,7 @@ class MemoryStore:
         self.memory = Memory()
         self.blobs: dict[str, bytes] = {}
         self.states: dict[str, bytes] = {}
-        self.partial: dict[str, dict[int, bytes]] = {}
+        self.partials: dict[Blob, dict[int, bytes]] = {}
 
     def probe(self) -> None:
         """Memory is always writable."""
@@ -219,15 +230,20 @@ class MemoryStore:
         blobs, states = named(memory)
         self.blobs = {name: data for name, data in self.blobs.items() if name in blobs}
         self.states = {name: data for name, data in self.states.items() if name in states}
-        self.partial.clear()
+
+    def partial(self, blob: Blob) -> set[int]:
+        """List the chunks that are held."""
+        held = self.partials.get(blob, {})
+        self.partials = {blob: held}
+        return set(held)
 
     def keep(self, blob: Blob, chunk: Chunk) -> None:
         """Hold a chunk."""
-        self.partial.setdefault(blob.digest, {})[chunk.index] = chunk.data
+        self.partials.setdefault(blob, {})[chunk.index] = chunk.data
 
     def check(self, blob: Blob) -> bool:
         """Compare the digest."""
-        chunks = self.partial.pop(blob.digest, {})
+        chunks = self.partials.pop(blob, {})
         data = b"".join(chunks[index] for index in sorted(chunks))
         if hashlib.sha256(data).hexdigest() != blob.digest:
             return False

@@ -19,18 +19,20 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime import algorithm, bundle, config, data, losses, models, peers, seed_set, setup
-from edge_runtime.algorithm import Deploys, Fitted, Model, OwnModel, Server, Weighs
+from edge_runtime import algorithm, bundle, coding, config, data, losses, models, peers, seed_set, setup, wire
+from edge_runtime.algorithm import Deploys, Fitted, Model, OwnModel, Server, SparseClient, State, Weighs
 from edge_runtime.compression import codec
 from edge_runtime.compute import DEFAULT, Compute
 from edge_runtime.devices import meter
 from edge_runtime.devices.profile import profile
 from edge_runtime.errors import ConfigError, DecodeError, DeviceError
+from edge_runtime.grid import Grid
 from edge_runtime.message import Blob, Task
 from edge_runtime.processes import give_back_freed_memory
 from edge_runtime.store import FileStore, Store
 from edge_runtime.trainer_process import Outcome
 from edge_runtime.tree import Flat, Layout
+from edge_runtime.wire import Account, Uplink
 from edge_runtime.workshop import Workshop
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,8 @@ _VECTORS, _OWN_VECTORS = 5, 9
 """As large as the parameters: received, trained, gradient, velocity, sent; with a model of its own the shared one too,
 another gradient, and the point where that is taken.
 """
+_ROUNDING = 1
+"""Added to a task's seed for what stochastic rounding draws."""
 _EVALUATION_BATCH = 32
 """Small, so that an evaluation takes no more memory than a step of training."""
 
@@ -53,6 +57,8 @@ class Job:
     compute: Compute = DEFAULT
     factories: tuple[str, ...] = ()
     """Models `package.module:factory` that this device is willing to import; built-in models need none."""
+    up: str = ""
+    """How this device would have its updates coded, if the run's way is dearer."""
 
 
 def work(job: Job, task: Task, store: Store, workshop: Workshop | None = None) -> Outcome:
@@ -77,11 +83,12 @@ def _work(job: Job, task: Task, store: Store, workshop: Workshop) -> Outcome:
     shared_model, name = _load(job, run.model, workshop), (run.own or run.model).name
     _check_private(run, algorithm.private_names(settings, shared_model.layout))
     model = _own(job, run, shared_model, workshop) if parts.Client.own_model else shared_model
-    kept = store.state(task.base)
-    state = None if kept is None else codec.decode_state(kept, 4 * (model.layout.size + shared_model.layout.size))
+    account, state = _kept(store.state(task.base), model, shared_model.layout)
     received = store.read(task.down.digest)
-    shared, down, faults = _unpack(job.device, task, received, run, parts, settings, shared_model.layout)
     client = parts.Client(settings, model, state)
+    support = client.support if isinstance(client, SparseClient) else lambda down: None
+    reading = _Reading(shared_model.layout, algorithm.wire_values(settings), support, account.held)
+    shared, down, held, faults = _unpack(job.device, task, received, run, parts, settings, reading)
     seeds = seed_set.decode(run.seed_set) if run.seed_set else None
     seed = _seed(run.seed, job.device, task.round)
     batches = data.SeededBatches(split.x_train, split.y_train, seed, split.class_names, seeds)
@@ -93,15 +100,33 @@ def _work(job: Job, task: Task, store: Store, workshop: Workshop) -> Outcome:
     if shared is not None:
         metrics["accuracy-shared"] = _accuracy(Fitted(shared_model, shared), split)
     metrics["accuracy-personal-before"] = _accuracy(before, split)
-    del before  # its memory is for training
+    del before, shared  # their memory is for training
     up = client.round(down, batches)
     metrics["accuracy-personal"] = _accuracy(client.personal(None), split)
     if isinstance(client, Deploys):
         metrics["deployed-bytes"] = float(len(client.deployed()))
     if task.phase == "evaluate":
         return Outcome(metrics=metrics)
-    sent = algorithm.encode_up(up, shared_model.layout, run.private)
-    return Outcome(sent, codec.encode_state(client.state()), metrics, faults=faults)
+    uplink = _uplink(run, job, seed, algorithm.wire_columns(settings))
+    sent, debt = wire.encode_up(up, shared_model.layout, run.private, uplink, support(None), account.debt)
+    left = wire.encode_account(Account(held, debt), shared_model.layout)
+    return Outcome(sent, codec.encode_state({**client.state(), **left}), metrics, faults=faults)
+
+
+def _kept(data: bytes | None, model: Model, shared: Layout) -> tuple[Account, State | None]:
+    """Read what this device kept: of the wire, and its algorithm's state."""
+    if data is None:
+        return Account(), None
+    return wire.decode_account(codec.decode_state(data, 4 * (model.layout.size + shared.size)), shared)
+
+
+def _uplink(run: setup.Setup, job: Job, seed: list[int], columns: int) -> Uplink:
+    """Choose how an update travels: as the run says, or as this device asks if that is cheaper."""
+    chosen = coding.parse(run.up, "setup: up")
+    if job.up:
+        chosen = coding.cheaper(chosen, coding.parse(job.up, "--up"))
+    rng = np.random.default_rng([*seed, _ROUNDING]) if run.rounding == "stochastic" else None
+    return Uplink(chosen, run.error_feedback, rng, columns)
 
 
 def _check_private(run: setup.Setup, found: tuple[str, ...]) -> None:
@@ -179,6 +204,19 @@ def _check_fit(name: str, fitted: Fitted, split: data.Split) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """What it takes to read a message of the run."""
+
+    layout: Layout
+    most: int
+    support: wire.Support
+    held: Grid | None
+
+    def down(self, data: bytes, kind: type[Any]) -> tuple[Any, Grid | None]:
+        return wire.decode_down(data, kind, self.layout, self.most, self.support, self.held)
+
+
 def _unpack(
     device: str,
     task: Task,
@@ -186,21 +224,21 @@ def _unpack(
     run: setup.Setup,
     parts: algorithm.Algorithm,
     settings: Any,
-    layout: Layout,
-) -> tuple[Flat | None, Any, dict[str, str]]:
-    """Give the whole shared model where it has come, the Down, and why the Ups of some peers made no sense."""
-    most = algorithm.wire_values(settings)
+    reading: _Reading,
+) -> tuple[Flat | None, Any, Grid | None, dict[str, str]]:
+    """Give the whole shared model where it has come, the Down, its grid, and why Ups of peers made no sense."""
+    layout = reading.layout
     if task.phase == "peers":
         server = parts.Server(settings, layout, np.zeros(layout.size, np.float32), {}, run.seed)
         ups = peers.unpack(received)
         down, faults = _listen(
-            server, device, task, ups, lambda up: algorithm.decode_up(up, parts.Up, layout, run.private, most)
+            server, device, task, ups, lambda up: wire.decode_up(up, parts.Up, layout, run.private, reading.most)
         )
-        return None, down, faults
+        return None, down, None, faults
     if task.phase == "train":
-        return None, algorithm.decode(received, parts.Down, layout, most), {}
-    packed, shared = algorithm.decode_evaluation(received, layout)
-    return shared, algorithm.decode(packed, parts.Down, layout, most), {}
+        return None, *reading.down(received, parts.Down), {}
+    packed, shared = wire.decode_evaluation(received, layout)
+    return shared, *reading.down(packed, parts.Down), {}
 
 
 def _listen(

@@ -13,6 +13,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,16 @@ class Part:
     """Which: one bit per tensor of the layout, from the lowest bit of the first byte on."""
     values: Flat
     """Their values end to end, in the layout's order [values]."""
+
+
+Shared = Annotated[Flat, "shared"]
+"""In a Down: values of the shared model."""
+SharedPart = Annotated[Part, "shared"]
+Change = Annotated[Flat, "change"]
+"""In an Up: how training changed those values."""
+ChangePart = Annotated[Part, "change"]
+Posteriors = Annotated[Flat, "posteriors"]
+"""Rows of probabilities of classes, end to end."""
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,15 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edge_runtime import algorithm, bundle, config
+from edge_runtime import algorithm, bundle, config, wire
 from edge_runtime.algorithms import ffgg
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import Run, RunConfig, prepare
@@ -79,7 +79,7 @@ def test_a_part_has_one_bit_per_tensor_from_the_lowest_on() -> None:
 
 def test_a_part_comes_through_its_bytes_unchanged() -> None:
     sent = Parts(3, 0.5, LAYOUT.cut(FLAT, ("layer2.bias", "layer3.weight")))
-    got = algorithm.decode(algorithm.encode(sent), Parts, LAYOUT)
+    got = wire.decode(wire.encode(sent), Parts, LAYOUT)
     assert (got.round, got.share, got.values.tensors) == (3, 0.5, sent.values.tensors)
     assert got.values.values.tolist() == sent.values.values.tolist()
 
@@ -99,7 +99,7 @@ def test_a_part_comes_through_its_bytes_unchanged() -> None:
 )
 def test_a_malformed_part_is_refused(part: Part) -> None:
     with pytest.raises(DecodeError):
-        algorithm.decode(algorithm.encode(Parts(0, 0.5, part)), Parts, LAYOUT)
+        wire.decode(wire.encode(Parts(0, 0.5, part)), Parts, LAYOUT)
 
 
 # Which tensors are private
@@ -152,8 +152,8 @@ def test_a_variant_that_keeps_something_else_private_is_refused() -> None:
 
 def test_an_up_of_shared_tensors_passes_both_sides() -> None:
     up = Parts(0, 0.5, LAYOUT.cut(FLAT, LAYOUT.names[:-2]))
-    data = algorithm.encode_up(up, LAYOUT, PRIVATE)
-    assert algorithm.decode_up(data, Parts, LAYOUT, PRIVATE).values.values.tolist() == up.values.values.tolist()
+    data, _ = wire.encode_up(up, LAYOUT, PRIVATE)
+    assert wire.decode_up(data, Parts, LAYOUT, PRIVATE).values.values.tolist() == up.values.values.tolist()
 
 
 @pytest.mark.parametrize(
@@ -169,11 +169,11 @@ def test_an_up_of_shared_tensors_passes_both_sides() -> None:
 )
 def test_what_is_or_may_be_private_is_refused_by_both_sides_and_named(up: Any, words: str) -> None:
     with pytest.raises(DeviceError, match=words):
-        algorithm.encode_up(up, LAYOUT, PRIVATE)
-    data = algorithm.encode(up)
+        wire.encode_up(up, LAYOUT, PRIVATE)
+    data = wire.encode(up)
     with pytest.raises(DecodeError, match=words):
-        algorithm.decode_up(data, type(up), LAYOUT, PRIVATE)
-    assert algorithm.encode_up(up, LAYOUT, ()) == data
+        wire.decode_up(data, type(up), LAYOUT, PRIVATE)
+    assert wire.encode_up(up, LAYOUT, ())[0] == data
 
 
 # A whole run
@@ -220,9 +220,9 @@ def test_the_evaluation_sends_no_whole_model(habit: str, tmp_path: Path) -> None
 def offered(data: bytes, run: Run, folder: Path) -> Fate:
     """Let a device offer an update; gives what became of it."""
     journal, sent = Journal(folder), []
-    tell: Callable[[str, Any], bool] = lambda device, message: bool(sent.append(message)) or True  # noqa: E731
+    post: Any = SimpleNamespace(send=lambda device, message: bool(sent.append(message)) or True)
     plan = dataclasses.replace(run.plan("run", 1), devices=1)
-    coordinator = Coordinator(plan, run, journal, tell)
+    coordinator = Coordinator(plan, run, journal, post)
     coordinator.handle("device-1", Hello("boot"))
     blob = Blob(hashlib.sha256(data).hexdigest(), len(data))
     coordinator.handle("device-1", Offer("run", 0, "train", blob, {}))
@@ -238,7 +238,7 @@ def test_the_coordinator_rejects_an_update_that_holds_private_tensors(tmp_path: 
     layout = run.description.model.layout
     shared = [name for name in layout.names if name not in run.description.private]
     fates = [
-        offered(algorithm.encode(ffgg.Up(0, 1, layout.cut(run.initial, names))), run, tmp_path / str(len(names)))
+        offered(wire.encode(ffgg.Up(0, 1, layout.cut(run.initial, names))), run, tmp_path / str(len(names)))
         for names in (shared, layout.names)
     ]
     assert [fate.fate for fate in fates] == ["applied", "rejected"]

@@ -38,7 +38,8 @@ KINDS = [
 
 
 def a_run(**settings: Any) -> Run:
-    run = RunConfig(**{"rounds": 2, "devices": 3, "evaluate": False, "deadline_s": 60.0, **settings})
+    coded = {"up": "step:0.5", "down": "step:0.5"}
+    run = RunConfig(**{"rounds": 2, "devices": 3, "evaluate": False, "deadline_s": 60.0, **coded, **settings})
     return prepare(run, {"local-epochs": 1, "lr": 0.05})
 
 

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from edge_runtime.message import Blob, Chunk, Fate, Hello, Need, Offer, Refuse, Status, Task
-from edge_runtime.protocol import Check, DeviceCore, Keep, Memory, Remember, Send, SendChunks, Train
+from edge_runtime.protocol import Check, DeviceCore, Keep, Memory, Recall, Remember, Send, SendChunks, Train, Tune
 
 SETUP, DOWN, UP = (Blob(letter * 64, size) for letter, size in (("a", 10), ("b", 100_000), ("c", 70_000)))
 TASK = Task("run", 1, 0, "train", "", SETUP, DOWN)
@@ -10,7 +10,7 @@ FATE = Fate("run", 0, "train", UP.digest, "applied")
 
 
 def core(memory: Memory = Memory(), held: set[str] | None = None) -> DeviceCore:  # noqa: B008  # frozen
-    return DeviceCore(memory, held or {SETUP.digest, DOWN.digest}, "boot")
+    return DeviceCore(memory, held or {SETUP.digest, DOWN.digest}, Hello("boot"))
 
 
 def after_training(memory: Memory = Memory()) -> DeviceCore:  # noqa: B008  # frozen
@@ -22,24 +22,55 @@ def after_training(memory: Memory = Memory()) -> DeviceCore:  # noqa: B008  # fr
 
 def test_a_task_fetches_what_is_missing_and_then_trains() -> None:
     device = core(held={SETUP.digest})
-    assert device.handle(TASK) == [Send(Need(DOWN.digest, (0, 1)))]
+    assert device.handle(TASK) == [Recall(DOWN)]
+    assert device.recalled(DOWN, set()) == [Tune(DOWN), Send(Need(DOWN.digest, (0, 1)))]
     first = Chunk(DOWN.digest, 0, bytes(65_536))
     assert device.handle(first) == [Keep(DOWN, first)]
     assert device.handle(first) == []
     last = Chunk(DOWN.digest, 1, bytes(34_464))
     assert device.handle(last) == [Keep(DOWN, last), Check(DOWN)]
-    assert device.checked(DOWN, True) == [Train(TASK)]
+    assert device.checked(DOWN, True) == [Tune(None), Train(TASK)]
+
+
+def test_what_was_kept_before_a_restart_is_not_asked_for_again() -> None:
+    device = core(held={SETUP.digest})
+    device.handle(TASK)
+    assert device.recalled(DOWN, {0}) == [Tune(DOWN), Send(Need(DOWN.digest, (1,)))]
+    device = core(held={SETUP.digest})
+    device.handle(TASK)
+    assert device.recalled(DOWN, {0, 1}) == [Check(DOWN)]
+
+
+def test_a_new_connection_asks_anew_for_what_was_on_its_way() -> None:
+    device = core(held={SETUP.digest})
+    device.handle(TASK)
+    device.recalled(DOWN, {0})
+    assert device.start() == [Send(Hello("boot")), Send(Need(DOWN.digest, (1,)))]
+
+
+def test_a_device_listens_to_large_blobs_only_and_to_one_at_a_time() -> None:
+    device = core(held={"x"})
+    device.handle(TASK)
+    assert device.recalled(SETUP, set()) == [Send(Need(SETUP.digest, (0,)))]  # ten bytes
+    device.checked(SETUP, True)
+    assert Tune(DOWN) in device.recalled(DOWN, set())
+    other = Blob("d" * 64, 100_000)
+    device.handle(replace(TASK, round=1, down=other))
+    assert device.recalled(other, set())[0] == Tune(other)
 
 
 def test_a_blob_with_a_wrong_digest_is_fetched_again() -> None:
     device = core(held={SETUP.digest})
     device.handle(TASK)
-    assert device.checked(DOWN, False) == [Send(Need(DOWN.digest, (0, 1)))]
+    device.recalled(DOWN, {0, 1})
+    assert device.checked(DOWN, False) == [Recall(DOWN)]
+    assert device.recalled(DOWN, {1}) == [Tune(DOWN), Send(Need(DOWN.digest, (0,)))]
 
 
 def test_a_chunk_of_the_wrong_length_or_index_is_dropped() -> None:
     device = core(held={SETUP.digest})
     device.handle(TASK)
+    device.recalled(DOWN, set())
     assert device.handle(Chunk(DOWN.digest, 1, bytes(65_536))) == []
     assert device.handle(Chunk(DOWN.digest, 2, bytes(1))) == []
     assert device.handle(Chunk(UP.digest, 0, bytes(65_536))) == []
@@ -122,6 +153,28 @@ def test_the_result_of_a_task_that_was_replaced_is_dropped() -> None:
     device.handle(replace(TASK, round=1))
     assert device.trained(TASK, UP, {}) == []
     assert device.failed(TASK, "late") == []
+
+
+def test_a_task_that_is_cut_in_other_chunks_is_the_same_task_and_its_blob_is_fetched_anew() -> None:
+    device = core(held={SETUP.digest})
+    device.handle(TASK)
+    device.recalled(DOWN, {0})
+    smaller = replace(DOWN, chunk=32_768)
+    assert device.handle(replace(TASK, down=smaller)) == [Recall(smaller)]
+    assert device.recalled(smaller, set()) == [Tune(smaller), Send(Need(DOWN.digest, (0, 1, 2, 3)))]
+    device.checked(smaller, True)
+    assert device.handle(TASK) == [Send(Status("run", 0, "training"))]
+    assert isinstance(device.trained(TASK, UP, {})[0], Remember)
+
+
+def test_a_pending_result_is_cut_in_smaller_chunks_when_its_task_is() -> None:
+    device = after_training()
+    smaller = replace(OFFER, blob=replace(UP, chunk=32_768))
+    (remember, offer) = device.handle(replace(TASK, down=replace(DOWN, chunk=32_768)))
+    assert remember == Remember(replace(device.memory, pending=smaller))
+    assert offer == Send(smaller)
+    assert device.handle(TASK) == [Send(smaller)]
+    assert device.handle(Need(UP.digest, (2,))) == [SendChunks(smaller.blob, (2,))]
 
 
 def test_a_device_says_hello_at_the_start_and_offers_what_is_pending() -> None:

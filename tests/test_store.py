@@ -48,11 +48,38 @@ def test_a_blob_comes_in_by_chunks_in_any_order(store: Store) -> None:
     assert store.held() == {blob.digest}
 
 
+def chunk_of(blob: Blob, index: int) -> Chunk:
+    return Chunk(blob.digest, index, DATA[slice(*blob.span(index))])
+
+
 def test_a_blob_whose_bytes_do_not_fit_its_digest_is_dropped(store: Store) -> None:
     blob = blob_of(MemoryStore(), DATA)
     store.keep(blob, Chunk(blob.digest, 0, bytes(65_536)))
+    store.keep(blob, chunk_of(blob, 1))
     assert not store.check(blob)
-    assert store.held() == set()
+    assert store.held() == store.partial(blob) == set()
+
+
+def test_chunks_of_one_blob_are_known_again_and_those_of_another_dropped(store: Store) -> None:
+    blob, other = blob_of(MemoryStore(), DATA), blob_of(MemoryStore(), DATA[::-1])
+    assert store.partial(blob) == set()
+    store.keep(blob, chunk_of(blob, 1))
+    assert store.partial(blob) == {1}
+    store.remember(Memory("run", 1))
+    assert store.partial(blob) == {1}
+    assert store.partial(other) == store.partial(blob) == set()
+
+
+def test_chunks_survive_a_restart(on_disk: FileStore) -> None:
+    blob = blob_of(MemoryStore(), DATA)
+    on_disk.keep(blob, chunk_of(blob, 0))
+    on_disk.close()
+    again = FileStore(on_disk.folder)
+    assert again.partial(blob) == {0}
+    again.keep(blob, chunk_of(blob, 1))
+    assert again.check(blob)
+    assert again.partial(blob) == set()
+    again.close()
 
 
 def test_remembering_drops_what_the_memory_does_not_name(store: Store) -> None:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from edge_runtime import algorithm, config, models, setup, trainer
+from edge_runtime import config, models, setup, trainer, wire
 from edge_runtime.algorithms import fedavg
 from edge_runtime.compute import Compute
 from edge_runtime.coordinator.run import RunConfig, prepare
@@ -22,7 +22,7 @@ LAYOUT = models.find("watch-cnn").layout
 
 def work(description: setup.Setup) -> Outcome:
     store = MemoryStore()
-    down = algorithm.encode(fedavg.Down(0, models.initial(models.find("watch-cnn"), 0)))
+    down = wire.encode(fedavg.Down(0, models.initial(models.find("watch-cnn"), 0)))
     blobs = []
     for data in (setup.encode(description), down):
         blobs.append(Blob(hashlib.sha256(data).hexdigest(), len(data)))
@@ -38,7 +38,7 @@ def with_layout(layout: Layout) -> setup.Setup:
 def test_a_run_that_fits_is_trained() -> None:
     done = work(DESCRIPTION)
     assert done.reason == ""
-    assert len(algorithm.decode(done.payload, fedavg.Up, LAYOUT).values) == LAYOUT.size
+    assert len(wire.decode(done.payload, fedavg.Up, LAYOUT).values) == LAYOUT.size
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from edge_runtime.algorithm import Batches, Fitted, Model, State
 from edge_runtime.algorithms import fedavg
 from edge_runtime.algorithms.fedavg import Down
 from edge_runtime.errors import DecodeError
-from edge_runtime.tree import Flat, Layout
+from edge_runtime.tree import Change, Flat, Layout
 
 __all__ = ["Client", "Config", "Down", "Server", "Up"]
 
@@ -67,7 +67,7 @@ class Up:
     """The device's model x [size], and the version of the w that it was made from."""
 
     round: int
-    values: Flat
+    values: Change
 
 
 class Client:

@@ -17,7 +17,7 @@ import numpy as np
 from edge_runtime import aggregate, sgd
 from edge_runtime.algorithm import Batches, Fitted, Model, State
 from edge_runtime.errors import DecodeError
-from edge_runtime.tree import Flat, Layout
+from edge_runtime.tree import Change, Flat, Layout, Shared
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Down:
     """The shared model w_t [size]."""
 
     round: int
-    values: Flat
+    values: Shared
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Up:
 
     round: int
     samples: int
-    values: Flat
+    values: Change
 
 
 class Client:

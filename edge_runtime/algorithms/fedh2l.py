@@ -41,7 +41,7 @@ from edge_runtime.compression import codec
 from edge_runtime.errors import ConfigError, DecodeError, DeviceError
 from edge_runtime.seed_set import SeedSet
 from edge_runtime.topology import TOPOLOGIES, neighbours
-from edge_runtime.tree import Flat, Layout
+from edge_runtime.tree import Flat, Layout, Posteriors
 
 Vector = NDArray[np.floating[Any]]
 Sum = NDArray[np.int64]
@@ -128,6 +128,11 @@ class Config(sgd.Sgd):
         """Count the posteriors of a device, which may be more than its model has parameters."""
         return math.prod(self.sizes)
 
+    @property
+    def wire_columns(self) -> int:
+        """Count the classes."""
+        return self.sizes[1]
+
     def mutual_rate(self, round_: int) -> float:
         """Give the learning rate of MUTUAL in a round."""
         return (self.mutual_lr or self.lr) * self.lr_decay**round_
@@ -142,7 +147,7 @@ class Down:
     """Of the seed set."""
     peers: int
     """How many neighbours have spoken."""
-    posteriors: Flat
+    posteriors: Posteriors
     """Mean of theirs [samples * classes], row by row; all 0 if nobody has spoken."""
 
 
@@ -153,7 +158,7 @@ class Up:
     round: int
     identity: bytes
     """Of the seed set that it was said of."""
-    posteriors: Flat
+    posteriors: Posteriors
     """[samples * classes], row by row."""
 
 

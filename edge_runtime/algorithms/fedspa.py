@@ -30,10 +30,8 @@ from edge_runtime.algorithm import Batches, Fitted, Model, State
 from edge_runtime.compression import codec
 from edge_runtime.compression import mask as masks
 from edge_runtime.errors import ConfigError, DecodeError
-from edge_runtime.mask import Bits, Mask, Places, from_bits
-from edge_runtime.tree import Flat, Layout
-
-_NOWHERE: Places = np.empty(0, np.int32)
+from edge_runtime.mask import Bits, Mask, from_bits
+from edge_runtime.tree import Change, Flat, Layout, Shared
 
 _ROUNDING = 1e-9
 """So that ceil(0.07 * 100) is 7 and floor(0.7 * 10) is 7 whatever the last bit of the product says."""
@@ -110,7 +108,7 @@ class Down:
     """The active values of w_t; for a device without a mask also that: its 16-byte seed, or all of it once it moved."""
 
     round: int
-    values: Flat
+    values: Shared
     seed: bytes
     mask: bytes
 
@@ -119,12 +117,12 @@ class Down:
 class Up:
     """U on the active coordinates (of the new mask if it moves first), the samples behind it, and the mask's change.
 
-    `mask` is empty if the mask stays as it was.
+    `mask` is empty if the mask stays as it was. With growth at random it is a seed of 16 bytes and what was dropped.
     """
 
     round: int
     samples: int
-    values: Flat
+    values: Change
     mask: bytes
 
 
@@ -192,17 +190,6 @@ def prune(mask: Mask, values: Flat, numbers: tuple[int, ...]) -> Bits:
     return dropped
 
 
-def grow_at_random(barred: Mask, rng: np.random.Generator, numbers: tuple[int, ...]) -> list[Places]:
-    """Draw `numbers[l]` places of each tensor, none of them barred."""
-    grown = []
-    for size, at, number in zip(barred.layout.sizes, barred.places, numbers, strict=True):
-        free = np.ones(size if number else 0, np.bool_)
-        if number and at is not None:
-            free[at] = False
-        grown.append(rng.choice(np.flatnonzero(free), number, replace=False).astype(np.int32) if number else _NOWHERE)
-    return grown
-
-
 def _check(bits: Bits, layout: Layout, counts: tuple[int, ...]) -> Bits:
     """Raise DecodeError unless a mask has the right number of active weights in every tensor."""
     for name, where, count in zip(layout.names, layout.slices, counts, strict=True):
@@ -221,11 +208,21 @@ class Client:
         self._layout = model.layout
         self._counts = active_counts(model.layout, config)
         self._trained: Fitted | None = None
+        self._drawn: tuple[bytes, Bits] | None = None
+        """With growth at random: the seed of what grew, and what was dropped [size]."""
         self._next: State = {}
 
     def shared(self, down: Down) -> None:  # noqa: ARG002
         """Give nothing: a device sees a part of the shared model only."""
         return
+
+    def support(self, down: Down | None) -> Bits:
+        """Give the mask that a Down's values lie on, or (None) those of the Up that `round` has made."""
+        if down is not None:
+            return self._mask(down).bits()
+        if self._trained is None or self._trained.mask is None:
+            raise ValueError("support(None) is asked before round")
+        return self._trained.mask.bits()
 
     def personal(self, down: Down | None) -> Fitted:
         """Give m_t * w_t, or x_N after training."""
@@ -251,8 +248,7 @@ class Client:
         if config.mode == "dst" and config.mask_order == "after-train":
             new = self._regrow(mask, prune(mask, trained, self._numbers(down.round)), trained, batches)
         self._next = self._remember(new, trained, down.round)
-        change = b"" if old.same(new) else masks.encode_change(old.bits(), new.bits())
-        return Up(down.round, len(batches), start - trained, change)
+        return Up(down.round, len(batches), start - trained, self._change(old, new))
 
     def state(self) -> State:
         """Give the mask of the next round, and what moving it will need."""
@@ -260,6 +256,12 @@ class Client:
 
     def _received(self, down: Down) -> tuple[Mask, Flat]:
         """Give the mask that the values of `down` lie on, and these [packed size]."""
+        mask = self._mask(down)
+        if len(down.values) != sum(self._counts):
+            raise DecodeError(f"Down: {len(down.values)} values where {sum(self._counts)} are expected")
+        return mask, down.values
+
+    def _mask(self, down: Down) -> Mask:
         layout = self._layout
         if down.round < 0 or len(down.seed) not in (0, 16):
             raise DecodeError(f"Down: round {down.round} with a seed of {len(down.seed)} bytes")
@@ -271,9 +273,7 @@ class Client:
             bits = masks.decode(typing.cast(bytes, self._state["mask"]), layout.size)
         else:
             raise DecodeError("Down: it has no mask, and this device holds none")
-        if len(down.values) != sum(self._counts):
-            raise DecodeError(f"Down: {len(down.values)} values where {sum(self._counts)} are expected")
-        return from_bits(layout, _check(bits, layout, self._counts)), down.values
+        return from_bits(layout, _check(bits, layout, self._counts))
 
     def _numbers(self, round_: int) -> tuple[int, ...]:
         config = self._config
@@ -293,16 +293,25 @@ class Client:
         """Grow as many weights as were dropped, by the dense gradient of one batch at the point `at` [packed size]."""
         if not dropped.any():
             return old
-        config = self._config
+        config, kept = self._config, old.keep(~dropped)
+        if config.grow == "random":
+            bits, gone = old.bits(), old.bits() & ~kept.bits()
+            self._drawn = batches.rng.bytes(masks.SEED_BYTES), gone
+            again = not config.exclude_just_pruned
+            return from_bits(self._layout, masks.regrow(bits, gone, self._layout.shapes, self._drawn[0], again))
         numbers = tuple(int(np.count_nonzero(dropped[held])) for held in old.packed.slices)
-        kept = old.keep(~dropped)
         barred = old if config.exclude_just_pruned else kept
-        if config.grow == "gradient":
-            batch = batches.sample(config.batch_size)
-            grown = sgd.steepest(packed.of(self._model, old), at, batch, barred, numbers)
-        else:
-            grown = grow_at_random(barred, batches.rng, numbers)
-        return kept.add(grown)
+        batch = batches.sample(config.batch_size)
+        return kept.add(sgd.steepest(packed.of(self._model, old), at, batch, barred, numbers))
+
+    def _change(self, old: Mask, new: Mask) -> bytes:
+        """Encode how the mask moved: with growth at random only what was dropped, behind the seed of what grew."""
+        if old.same(new):
+            return b""
+        if self._drawn is None:
+            return masks.encode_change(old.bits(), new.bits(), self._layout.shapes)
+        seed, dropped = self._drawn
+        return seed + masks.encode_regrowth(old.bits(), dropped, self._layout.shapes)
 
     def _remember(self, new: Mask, trained: Flat, round_: int) -> State:
         state: dict[str, int | float | bytes | Flat] = {"mask": masks.encode(new.bits())}
@@ -336,7 +345,7 @@ class Server:
 
     def down(self, device: str, first: bool) -> Down:
         """Give the values that the device's mask picks out of w_t, and to one without a mask also that."""
-        coded = self._mask(device)
+        coded = self._mask(device, self.round)
         values = self._model[self._bits(device, coded)]
         if not first:
             return Down(self.round, values, b"", b"")
@@ -351,16 +360,25 @@ class Server:
         """
         if up.round != self.round:
             raise DecodeError(f"Up: it is of round {up.round}, not {self.round}")
-        coded = self._mask(device)
+        coded = self._mask(device, self.round)
         old = new = self._bits(device, coded)
         if up.mask:
             if self._config.mode == "rsm":
                 raise DecodeError("Up: a mask moves, but the masks of this run are static")
-            new = _check(masks.decode_change(up.mask, old), self._layout, self._counts)
+            new = _check(self._moved(old, up.mask), self._layout, self._counts)
         entry = codec.encode([self.round, coded, masks.encode(new)]) if up.mask else b""
         self._total.add(device, up.values, up.samples, new if self._config.moves_first else old)
         if entry:
             self._devices[device] = entry
+
+    def _moved(self, old: Bits, change: bytes) -> Bits:
+        config, shapes = self._config, self._layout.shapes
+        if config.grow != "random":
+            return masks.decode_change(change, old, shapes)
+        if len(change) <= masks.SEED_BYTES:
+            raise DecodeError("Up: a mask that grew at random has a seed, and this one is too short")
+        seed, dropped = change[: masks.SEED_BYTES], change[masks.SEED_BYTES :]
+        return masks.decode_change(dropped, old, shapes, seed, not config.exclude_just_pruned)
 
     def close(self) -> None:
         """Move w by the mean update; the masks that were told of now hold."""
@@ -382,13 +400,17 @@ class Server:
         self._model[:] = typing.cast(Flat, state["model"])
         self._total.restore(state)
 
-    def _mask(self, device: str) -> bytes:
-        """Give a device's mask of this round, encoded; empty: it is the seed's."""
+    def support(self, device: str, round_: int) -> Bits:
+        """Give a device's mask in this round, or in the last that it took part in."""
+        return self._bits(device, self._mask(device, round_))
+
+    def _mask(self, device: str, at: int) -> bytes:
+        """Give a device's mask in a round, encoded; empty: it is the seed's."""
         entry = self._devices.get(device)
         if entry is None:
             return b""
         round_, old, new = codec.decode(entry, max_values=0)
-        return typing.cast(bytes, new if typing.cast(int, round_) < self.round else old)
+        return typing.cast(bytes, new if typing.cast(int, round_) < at else old)
 
     def _bits(self, device: str, coded: bytes) -> Bits:
         if coded:

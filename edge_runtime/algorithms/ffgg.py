@@ -34,7 +34,7 @@ import numpy as np
 from edge_runtime import aggregate, algorithm, partial, sgd
 from edge_runtime.algorithm import Batches, Fitted, Model, State
 from edge_runtime.errors import ConfigError, DecodeError
-from edge_runtime.tree import Flat, Layout, Part
+from edge_runtime.tree import ChangePart, Flat, Layout, Part, SharedPart
 
 VARIANTS = ("gradient", "local")
 STARTS = ("warm", "initial", "zeros", "normal")
@@ -102,7 +102,7 @@ class Down:
     """theta_t; and for a device without state the initial values of its private tensors, else no tensor."""
 
     round: int
-    theta: Part
+    theta: SharedPart
     initial: Part
 
 
@@ -112,7 +112,7 @@ class Up:
 
     round: int
     samples: int
-    values: Part
+    values: ChangePart
 
 
 @dataclass(frozen=True)

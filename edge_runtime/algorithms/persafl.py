@@ -31,7 +31,7 @@ import numpy as np
 from edge_runtime import aggregate, fixed, sgd
 from edge_runtime.algorithm import Batch, Batches, Curved, Fitted, Model, State
 from edge_runtime.errors import ConfigError, DecodeError, DeviceError
-from edge_runtime.tree import Flat, Layout
+from edge_runtime.tree import Change, Flat, Layout, Shared
 
 _OLDEST = 100
 """Updates are counted by their staleness up to here; what is older counts as this old."""
@@ -129,7 +129,7 @@ class Down:
     """The shared model w [size], and its version: how often it has moved."""
 
     round: int
-    values: Flat
+    values: Shared
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Up:
 
     round: int
     samples: int
-    values: Flat
+    values: Change
 
 
 def slope(config: Config, model: Model, w: Flat, batch: Batch, batches: Batches) -> Flat:

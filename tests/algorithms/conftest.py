@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_runtime import algorithm
+from edge_runtime import algorithm, wire
 from edge_runtime.algorithm import Algorithm, Batch, Model, OwnModel
 from edge_runtime.compression import codec
 from edge_runtime.seed_set import SeedSet
@@ -109,7 +109,7 @@ class Fleet:
         return self.parts.Server(self.config, self.model.layout, self.initial.copy(), self.devices, self.seed)
 
     def down(self, device: str) -> bytes:
-        return algorithm.encode(self.server.down(device, device not in self.states))
+        return wire.encode(self.server.down(device, device not in self.states))
 
     def client(self, device: str) -> Any:
         held = self.states.get(device)
@@ -131,14 +131,14 @@ class Fleet:
         client = self.client(device)
         up = client.round(self.decoded(self.down(device), self.parts.Down), self.batches(device))
         self.personal[device] = client.personal(None).dense()
-        return algorithm.encode_up(up, self.model.layout, self.private), codec.encode_state(client.state())
+        return wire.encode_up(up, self.model.layout, self.private)[0], codec.encode_state(client.state())
 
     def decoded(self, data: bytes, kind: Any) -> Any:
-        return algorithm.decode(data, kind, self.model.layout, algorithm.wire_values(self.config))
+        return wire.decode(data, kind, self.model.layout, algorithm.wire_values(self.config))
 
     def absorb(self, device: str, up: bytes) -> None:
         most = algorithm.wire_values(self.config)
-        self.server.absorb(device, algorithm.decode_up(up, self.parts.Up, self.model.layout, self.private, most))
+        self.server.absorb(device, wire.decode_up(up, self.parts.Up, self.model.layout, self.private, most))
 
     def round(self, devices: Iterable[str] | None = None) -> dict[str, bytes]:
         """Play a whole round; the updates arrive in the order of `devices`."""

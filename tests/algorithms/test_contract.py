@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_runtime import algorithm, config
+from edge_runtime import algorithm, config, wire
 from edge_runtime.compression import codec
 from edge_runtime.errors import ConfigError, DecodeError
 from edge_runtime.tree import Part
@@ -45,8 +45,8 @@ def test_messages_come_through_their_bytes_unchanged(name: str, new_fleet: Make)
     fleet = new_fleet(name)
     down = fleet.server.down("device-1", True)
     up = fleet.client("device-1").round(down, fleet.batches("device-1"))
-    assert same(fleet.decoded(algorithm.encode(down), fleet.parts.Down), down)
-    assert same(fleet.decoded(algorithm.encode(up), fleet.parts.Up), up)
+    assert same(fleet.decoded(wire.encode(down), fleet.parts.Down), down)
+    assert same(fleet.decoded(wire.encode(up), fleet.parts.Up), up)
 
 
 def test_a_down_is_the_same_whenever_it_is_asked_within_a_round(name: str, new_fleet: Make) -> None:

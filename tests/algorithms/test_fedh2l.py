@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_runtime import algorithm, losses, models, sgd
+from edge_runtime import algorithm, losses, models, sgd, wire
 from edge_runtime.algorithm import Model, OwnModel
 from edge_runtime.algorithms import fedh2l
 from edge_runtime.algorithms.fedh2l import Config, Down, Up, project, resolve
@@ -385,11 +385,11 @@ def test_f_devices_that_only_listen_to_each_other_come_to_agree() -> None:
 def test_f_five_hundred_seeds_take_20000_bytes_where_the_weights_of_lenet_take_246824() -> None:
     seeds = seeds_of(500, 10)
     said = losses.softmax(np.random.default_rng(12).normal(size=(500, 10)).astype(np.float32)).ravel()
-    data = algorithm.encode(Up(3, seeds.identity, said))
+    data = wire.encode(Up(3, seeds.identity, said))
     assert said.nbytes == 20_000
     assert models.find("lenet").layout.size * 4 == 246_824
     assert len(data) < 20_200  # identity, round and the container
-    again = algorithm.decode(data, Up, Layout(("w",), ((1,),)), algorithm.wire_values(a_config(seeds)))
+    again = wire.decode(data, Up, Layout(("w",), ((1,),)), algorithm.wire_values(a_config(seeds)))
     assert np.array_equal(again.posteriors, said)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_runtime import algorithm, packed, sgd
+from edge_runtime import algorithm, packed, sgd, wire
 from edge_runtime.algorithm import Model
 from edge_runtime.algorithms import fedspa
-from edge_runtime.algorithms.fedspa import Config, Down, Server, Up, active_counts, erk, grow_at_random, moves, prune
+from edge_runtime.algorithms.fedspa import Config, Down, Server, Up, active_counts, erk, moves, prune
 from edge_runtime.compression import mask as masks
 from edge_runtime.errors import ConfigError, DecodeError
 from edge_runtime.mask import from_bits
@@ -192,18 +192,23 @@ def test_trap_11_of_equals_those_that_come_first_are_chosen() -> None:
     assert np.flatnonzero(new).tolist() == [0, 1, 4, 5, 6, 11, 13, 15]
 
 
-def test_random_growth_takes_inactive_places_of_the_same_tensor_and_reaches_all_of_them() -> None:
-    layout = Layout(("u", "w"), ((2, 2), (3, 4)))
-    kept, barred, rng = ones("1000" + "010101000000"), ones("0100" + "000000000001"), np.random.default_rng(0)
-    seen = np.zeros(16, np.bool_)
-    for _ in range(200):
-        active = from_bits(layout, kept)
-        new = active.add(grow_at_random(from_bits(layout, kept | barred), rng, (1, 3))).bits()
-        assert [np.count_nonzero(new[where]) for where in layout.slices] == [2, 6]
-        assert not (new & barred).any()
-        assert (new & kept == kept).all()
-        seen |= new
-    assert (seen == ~barred).all()
+def test_random_growth_travels_as_a_seed_and_what_was_dropped(new_fleet: Make) -> None:
+    fleet = new_fleet("fedspa", grow="random", mask_init="same")
+    up = fleet.decoded(fleet.train("device-0")[0], Up)
+    for wrong in (up.mask[:16], b"short", up.mask[:16] + b"\x01" + up.mask[17:]):
+        with pytest.raises(DecodeError):
+            fleet.server.absorb("device-0", dataclasses.replace(up, mask=wrong))
+    old = told(fleet, "device-0")
+    fleet.server.absorb("device-0", up)
+    fleet.server.close()
+    new = told(fleet, "device-0")
+    dropped = old & ~new
+    assert 0 < np.count_nonzero(dropped) <= np.count_nonzero(new & ~old) + np.count_nonzero(old & new)
+    other = dataclasses.replace(up, mask=bytes(16) + up.mask[16:])
+    again = new_fleet("fedspa", grow="random", mask_init="same")
+    again.server.absorb("device-0", other)
+    again.server.close()
+    assert (told(again, "device-0") != new).any(), "another seed, and the same growth"
 
 
 # Equivalences
@@ -287,15 +292,15 @@ def test_trap_1_bytes_are_those_of_the_active_values_and_the_masks_change(mode: 
     server, client = Server(config, model.layout, initial, {}, 0), fedspa.Client(config, model, None)
     down = server.down("d", True)
     up = client.round(down, Cloudless())
-    values = len(algorithm.encode(server.down("d", False)))
+    values = len(wire.encode(server.down("d", False)))
     assert 0.8 * 4 * active < values <= 4 * active + header  # a lossless coding of normal values gains little
-    assert values < len(algorithm.encode(down)) <= values + 16 + header
-    change = len(algorithm.encode(up)) - len(algorithm.encode(dataclasses.replace(up, mask=b"")))
+    assert values < len(wire.encode(down)) <= values + 16 + header
+    change = len(wire.encode(up)) - len(wire.encode(dataclasses.replace(up, mask=b"")))
     assert 0 < change <= size / 8 + header if mode == "dst" else change == 0
-    assert len(algorithm.encode(up)) <= 4 * active + change + header
+    assert len(wire.encode(up)) <= 4 * active + change + header
     server.absorb("d", up)
     server.close()
-    again = len(algorithm.encode(server.down("d", True)))
+    again = len(wire.encode(server.down("d", True)))
     assert again <= 4 * active + header + (size / 8 if mode == "dst" else 16)
 
 
@@ -502,10 +507,10 @@ def test_trap_9_a_device_that_comes_again_after_many_rounds_gets_the_mask_that_i
 def test_trap_10_what_one_device_does_leaves_the_others_masks_alone(new_fleet: Make) -> None:
     fleet = new_fleet("fedspa")
     fleet.round(["device-0", "device-1"])
-    before = fleet.devices["device-1"], fleet.states["device-1"], algorithm.encode(fleet.server.down("device-2", True))
+    before = fleet.devices["device-1"], fleet.states["device-1"], wire.encode(fleet.server.down("device-2", True))
     up, _ = fleet.train("device-0")
     fleet.absorb("device-0", up)
-    after = fleet.devices["device-1"], fleet.states["device-1"], algorithm.encode(fleet.server.down("device-2", True))
+    after = fleet.devices["device-1"], fleet.states["device-1"], wire.encode(fleet.server.down("device-2", True))
     assert after == before
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_runtime import algorithm
+from edge_runtime import wire
 from edge_runtime.algorithms import ffgg
 from edge_runtime.algorithms.fedavg import Up
 from edge_runtime.coordinator import attacks
@@ -20,11 +20,11 @@ COHORT = ("a", "b", "x", "y")
 
 
 def up(round_: int, samples: int, *values: float) -> bytes:
-    return algorithm.encode(Up(round_, samples, np.array(values, np.float32)))
+    return wire.encode(Up(round_, samples, np.array(values, np.float32)))
 
 
 def decode(payload: bytes) -> Any:
-    return algorithm.decode(payload, Up, LAYOUT)
+    return wire.decode(payload, Up, LAYOUT)
 
 
 def adversary(kind: str, lockstep: bool = True) -> Adversary:
@@ -62,12 +62,12 @@ def test_a_lie_is_told_about_named_tensors_as_well() -> None:
     layout = Layout(("theta", "w"), ((3,), (1,)))
 
     def sent(*values: float) -> bytes:
-        return algorithm.encode(ffgg.Up(0, 1, Part(layout.bits(["theta"]), np.array(values, np.float32))))
+        return wire.encode(ffgg.Up(0, 1, Part(layout.bits(["theta"]), np.array(values, np.float32))))
 
-    one = Adversary(attacks.ATTACKS["mimic"], LIARS, lambda data: algorithm.decode(data, ffgg.Up, layout), seed=0)
+    one = Adversary(attacks.ATTACKS["mimic"], LIARS, lambda data: wire.decode(data, ffgg.Up, layout), seed=0)
     one.see("a", 0, sent(1, 2, 3))
     one.see("b", 0, sent(4, 5, 6))
-    lie = algorithm.decode(one.forge("x", 0, sent(0, 0, 0), COHORT), ffgg.Up, layout)
+    lie = wire.decode(one.forge("x", 0, sent(0, 0, 0), COHORT), ffgg.Up, layout)
     assert (layout.names_of(lie.values), lie.values.values.tolist()) == (("theta",), [1, 2, 3])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_runtime import algorithm, config, data, peers, setup, trainer
+from edge_runtime import config, data, peers, setup, trainer, wire
 from edge_runtime.algorithms.fedh2l import Up
 from edge_runtime.coordinator import simulate as simulation
 from edge_runtime.coordinator.journal import Journal
@@ -105,9 +105,9 @@ def test_what_a_peer_says_that_makes_no_sense_is_left_out_and_laid_at_its_door()
     base = store.put(first.payload, first.state).digest
     identity = run.settings.identity
     said = np.tile(np.eye(7, dtype=np.float32)[0], 28)
-    good, nan = algorithm.encode(Up(0, identity, said)), algorithm.encode(Up(0, identity, said * np.nan))
-    other = algorithm.encode(Up(0, identity[:-1] + b"?", said))
-    late = algorithm.encode(Up(1, identity, said))
+    good, nan = wire.encode(Up(0, identity, said)), wire.encode(Up(0, identity, said * np.nan))
+    other = wire.encode(Up(0, identity[:-1] + b"?", said))
+    late = wire.encode(Up(1, identity, said))
 
     alone = work(run, store, 1, base, {"good": good})
     among = work(run, store, 1, base, {"good": good, "nan": nan, "other": other, "late": late, "mute": b"?"})

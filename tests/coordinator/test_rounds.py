@@ -10,6 +10,7 @@ from edge_runtime.coordinator.actions import (
     Look,
     Plan,
     Progress,
+    Recall,
     Register,
     Sample,
     SendChunks,
@@ -40,7 +41,8 @@ def opened(quorum: float = 0.6, rounds: int = 2, evaluate: bool = False) -> Roun
 
 
 def deliver(core: RoundsCore, device: str) -> list[object]:
-    core.handle(device, offer())
+    assert core.handle(device, offer()) == [Recall(device, offer())]
+    core.recalled(device, offer(), set())
     core.handle(device, FIRST)
     assert core.handle(device, LAST) == [Keep(device, offer(), LAST), Accept(device, offer())]
     return list(core.accepted(device, offer()))
@@ -74,7 +76,8 @@ def test_a_run_ends_after_its_last_round_or_after_the_evaluation() -> None:
 
 def test_an_update_is_acknowledged_only_after_it_was_accepted() -> None:
     core = opened()
-    assert core.handle("a", offer()) == [Tell("a", Need(UP.digest, (0, 1)))]
+    core.handle("a", offer())
+    assert core.recalled("a", offer(), set()) == [Tell("a", Need(UP.digest, (0, 1)))]
     assert core.handle("a", FIRST) == [Keep("a", offer(), FIRST)]
     assert core.handle("a", FIRST) == []
     assert core.handle("a", LAST) == [Keep("a", offer(), LAST), Accept("a", offer())]
@@ -161,7 +164,9 @@ def test_a_silent_device_is_reminded_less_and_less_often() -> None:
 def test_damaged_bytes_are_asked_for_again() -> None:
     core = opened()
     core.handle("a", offer())
-    assert core.damaged("a") == [Tell("a", Need(UP.digest, (0, 1)))]
+    core.recalled("a", offer(), {0, 1})
+    assert core.damaged("a") == [Recall("a", offer())]
+    assert core.recalled("a", offer(), {0}) == [Tell("a", Need(UP.digest, (1,)))]
 
 
 def test_chunks_of_a_task_are_sent_to_the_cohort_only() -> None:

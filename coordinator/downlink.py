@@ -1,0 +1,163 @@
+"""What devices are told of the shared model, and what they hold of it: the coordinator's end of the wire.
+
+With the coding `step`, a device is told only what it lacks of the model's grid (`edge_runtime/grid.py`). The journal
+knows of which round each device holds the grid: of the last that it took part in. The grids of those rounds lie in
+
+    FOLDER/grids/ROUND+FINER    the whole grid with steps 2^FINER finer (or coarser) than the last change's size
+
+written before the first device is told of it. A grid that is no longer there costs its device one whole model.
+"""
+
+import logging
+from collections import OrderedDict
+from typing import Any
+
+from edge_runtime import algorithm, coding, grid, wire
+from edge_runtime.algorithm import Server, SparseServer
+from edge_runtime.coding import Coding
+from edge_runtime.coordinator import content
+from edge_runtime.coordinator.journal import Journal
+from edge_runtime.coordinator.run import Run
+from edge_runtime.errors import DecodeError
+from edge_runtime.grid import Bits, Exponents, Grid
+from edge_runtime.tree import Layout
+
+log = logging.getLogger(__name__)
+
+_KEPT_GRIDS, _KEPT_SAME, _KEPT_DOWNS = 2, 8, 4
+
+
+class Downlink:
+    """Encodes for devices, decodes from them, and keeps what that takes. It changes with the server half only."""
+
+    def __init__(self, run: Run, server: Server, journal: Journal) -> None:
+        self._run, self._server, self._journal = run, server, journal
+        self._layout: Layout = run.description.model.layout
+        self._columns = algorithm.wire_columns(run.settings)
+        self._most = algorithm.wire_values(run.settings)
+        self._coding = coding.parse(run.config.down, "run: down")
+        self._steps: Exponents | None = None
+        self._grids: OrderedDict[tuple[int, int], Grid] = OrderedDict()
+        self._same: OrderedDict[tuple[int, bytes, int], bytes] = OrderedDict()
+        self._downs: OrderedDict[bytes, bytes] = OrderedDict()
+        """Of equal Downs: they are encoded once."""
+
+    def close(self) -> None:
+        """Close the server half's round, and see how far its model moved."""
+        before = None if self._steps is None else self._server.shared()
+        self._server.close()
+        after = None if before is None else self._server.shared()
+        if before is not None and after is not None:
+            self._steps = grid.exponents(after - before, after, self._layout, self._steps)
+
+    def state(self) -> dict[str, Any]:
+        """Give the server half's state and what goes with it."""
+        return {**self._server.state(), **({} if self._steps is None else {"wire.steps": self._steps.tobytes()})}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        steps = state.pop("wire.steps", None)
+        self._steps = None if steps is None else grid.read_exponents(steps)
+        self._server.restore(state)
+
+    def coding_of(self, device: str) -> Coding:
+        """Choose how a device is told of the model: as the run says, or cheaper if it asks for that."""
+        asked = self._journal.asked(device)
+        return coding.cheaper(self._coding, coding.parse(asked, "asked")) if asked else self._coding
+
+    def decode_up(self, device: str, payload: bytes) -> Any:
+        """Decode hostile bytes into a device's Up.
+
+        Raises:
+            DecodeError: they are none.
+        """
+        run, server = self._run, self._server
+
+        def support(_up: Any) -> Bits | None:
+            return server.support(device, server.round) if isinstance(server, SparseServer) else None
+
+        return wire.decode_up(payload, run.parts.Up, self._layout, run.description.private, self._most, support)
+
+    def encode(self, device: str, first: bool, evaluate: bool) -> bytes:
+        """Encode what a device is told now; for an evaluation also the whole shared model, where that is not all of it.
+
+        `first`: the device holds nothing.
+        """
+        chosen, server = self.coding_of(device), self._server
+        down = server.down(device, first)
+        sparse, held = False, wire.holds(down, self._layout)
+        if isinstance(server, SparseServer):
+            sparse, held = True, server.support(device, server.round)
+        whole = self._whole(chosen.finer) if self._on_grid(chosen) else None
+        told = None if whole is None else self._told(device, held, whole, None if first else self._base(device))
+        key = content.digest((server.round, evaluate, chosen, told, down))
+        if key not in self._downs:
+            data = wire.encode_down(down, chosen, grid.counts(self._layout, held), told, self._columns)
+            if evaluate:
+                rest = (whole or server.shared()) if sparse else None
+                data = wire.encode_evaluation(data, rest, self._layout)
+            _put(self._downs, key, data, _KEPT_DOWNS)
+        return self._downs[key]
+
+    def _told(self, device: str, held: Bits | None, whole: Grid, base: Grid | None) -> bytes:
+        """Encode values of the grid; once, if all devices that hold the same are told the same."""
+        if isinstance(self._server, SparseServer):
+            base = None if base is None else grid.part(base, self._server.support(device, base.round))
+            return grid.encode(grid.part(whole, held), self._layout, base)
+        key = whole.round, whole.exponents.tobytes(), -1 if base is None else base.round
+        if key not in self._same:
+            base = None if base is None else grid.part(base, held)
+            _put(self._same, key, grid.encode(grid.part(whole, held), self._layout, base), _KEPT_SAME)
+        return self._same[key]
+
+    def held_after(self, device: str, up: Any) -> str:
+        """Name the grid that a device holds once its Up has taken effect; empty: none."""
+        chosen = self.coding_of(device)
+        return _name(up.round, chosen.finer) if self._on_grid(chosen) else ""
+
+    def _on_grid(self, chosen: Coding) -> bool:
+        return chosen.kind == "step" and wire.tells(self._run.parts.Down)
+
+    def _whole(self, finer: int) -> Grid:
+        """Give the model's grid, which lies on disk from the moment that anybody may be told of it."""
+        key = self._server.round, finer
+        if key not in self._grids:
+            model = self._server.shared()
+            if model is None:
+                raise AssertionError("a Down tells of a shared model, and there is none")
+            if self._steps is None:
+                self._steps = grid.exponents(None, model, self._layout, None)
+            found = grid.snap(model, self._layout, self._server.round, self._steps, finer)
+            self._journal.keep_grid(_name(*key), grid.encode(found, self._layout, None))
+            _put(self._grids, key, found, _KEPT_GRIDS)
+        return self._grids[key]
+
+    def _base(self, device: str) -> Grid | None:
+        """Read the grid that a device holds, if it is still there."""
+        name = self._journal.held(device)
+        key = _key(name) if name else (-1, 0)
+        if name and key not in self._grids:
+            data = self._journal.grid(name)
+            if data is None:
+                return None
+            try:
+                found = grid.decode(data, self._layout, None, None)
+            except DecodeError as error:
+                log.warning("the grid %s is damaged (%s): who holds it is told the whole model", name, error)
+                return None
+            _put(self._grids, key, found, _KEPT_GRIDS)
+        return self._grids.get(key)
+
+
+def _name(round_: int, finer: int) -> str:
+    return f"{round_:06d}{finer:+d}"
+
+
+def _key(name: str) -> tuple[int, int]:
+    return int(name[:6]), int(name[6:])
+
+
+def _put(cache: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> None:
+    cache[key] = value
+    while len(cache) > most:
+        cache.popitem(last=False)

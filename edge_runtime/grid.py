@@ -1,0 +1,219 @@
+"""A shared model as whole numbers, so that what a device lacks of it is an exact difference.
+
+The coordinator keeps the model w at full precision. What it tells of it is w rounded to a grid: tensor l has a step
+2^e_l, and the device gets k = round(w / 2^e_l), half to even, of which it makes the float32 values k 2^e_l. Nobody owes
+anybody the rounding: it never enters w. Two sides that hold the grid of an earlier round need only the difference of
+the whole numbers, which is exact, and the same for all who hold that round's. A step is a power of two, so that grids
+nest: with another step, both count in the finer one.
+
+    e_l = round(log2 rms of the last change of tensor l, where it is not 0) + log2 of the coding's step (`coding.py`)
+
+e_l moves only when the change has at least doubled or halved twice since it was set. Before the first change is known,
+it is taken for 1/16 of the tensor's rms. |k| stays below 2^24, so that float32 holds it exactly.
+
+The coded form, little-endian: u32 round, one signed byte per tensor (its e_l); then either one byte 0 and all k, or one
+byte 1, u32 round of the grid that the other side holds, u32 length of the first of two vectors of whole numbers, and
+those: the differences of what it holds, then k of what it does not. Vectors of whole numbers are
+`compression/integers.py`'s.
+"""
+
+import itertools
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.compression import integers
+from edge_runtime.errors import DecodeError
+from edge_runtime.tree import Flat, Layout
+
+Bits = NDArray[np.bool_]
+Integers = NDArray[np.int32]
+Exponents = NDArray[np.int8]
+
+_HEAD, _BASE = struct.Struct("<I"), struct.Struct("<II")
+_LOWEST, _HIGHEST, _MOST_BITS = -100, 100, 23
+_FIRST_CHANGE = 1 / 16
+_SLACK = 2
+_MOST_APART = 6
+"""Between two exponents, for a difference to be sent."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The shared model of a round on its grid, or what a device holds of it."""
+
+    round: int
+    exponents: Exponents
+    """Of every tensor's step [tensors]."""
+    values: Integers
+    """k of the values held, in the layout's order."""
+    held: Bits | None = None
+    """Which values of the model these are [size]; None: all."""
+
+    def floats(self, layout: Layout) -> Flat:
+        """Give k 2^e."""
+        values = self.values.astype(np.float32)
+        for at, exponent in zip(cuts(counts(layout, self.held)), self.exponents, strict=True):
+            values[at] = np.ldexp(values[at], int(exponent))
+        return values
+
+
+def exponents(change: Flat | None, model: Flat, layout: Layout, before: Exponents | None) -> Exponents:
+    """Choose e_l for step 1.
+
+    Args:
+        change: of the model in the last round [size]; None: it has not changed yet.
+        model: as it now is [size].
+        layout: of both.
+        before: what was chosen last [tensors].
+    """
+    found = np.zeros(len(layout.sizes), np.int8)
+    for i, where in enumerate(layout.slices):
+        rms = _rms(model[where]) * _FIRST_CHANGE if change is None else _rms(change[where])
+        kept = _LOWEST if before is None else int(before[i])
+        wanted = _exponent(rms) if rms else kept
+        found[i] = wanted if before is None or abs(wanted - kept) >= _SLACK else kept
+    return found
+
+
+def _rms(values: Flat) -> float:
+    """Give the root mean square of what is not 0: what a sparse update does not touch says nothing of its size."""
+    wide = values[values != 0].astype(np.float64)
+    return float(np.sqrt(wide @ wide / len(wide))) if len(wide) else 0.0
+
+
+def _exponent(length: float) -> int:
+    return int(np.clip(np.rint(np.log2(length)), _LOWEST, _HIGHEST))
+
+
+def read_exponents(data: bytes) -> Exponents:
+    """Read exponents, which are stored as signed bytes."""
+    return np.frombuffer(data, np.int8).copy()
+
+
+def snap(model: Flat, layout: Layout, round_: int, steps: Exponents, finer: int) -> Grid:
+    """Round a model [size] to the grid of steps 2^(steps + finer) (coarser where its values are too large for that)."""
+    values = np.empty(layout.size, np.int32)
+    used = np.empty(len(steps), np.int8)
+    for i, where in enumerate(layout.slices):
+        largest = float(np.abs(model[where]).max(initial=0.0))
+        least = int(np.frexp(largest)[1]) - _MOST_BITS if largest else _LOWEST
+        used[i] = np.clip(max(int(steps[i]) + finer, least), _LOWEST, _HIGHEST)
+        values[where] = np.rint(np.ldexp(model[where], -int(used[i])))
+    return Grid(round_, used, values)
+
+
+def part(grid: Grid, held: Bits | None) -> Grid:
+    """Give what a device holds of a whole grid."""
+    return grid if held is None else Grid(grid.round, grid.exponents, grid.values[held], held)
+
+
+def encode(grid: Grid, layout: Layout, base: Grid | None) -> bytes:
+    """Encode for a device that holds `base` (None: nothing); the inverse of `decode`."""
+    head = _HEAD.pack(grid.round) + grid.exponents.tobytes()
+    sizes = counts(layout, grid.held)
+    whole = b""
+    if base is None or not np.array_equal(base.exponents, grid.exponents):
+        whole = head + b"\x00" + integers.encode(grid.values, sizes)
+    if base is None:
+        return whole
+    sent = grid.values.copy()
+    known = np.empty(len(sent), np.bool_)
+    for at, (mine, theirs), (found, values) in zip(
+        cuts(sizes), _exponents(grid, base), _aligned(layout, base, grid.held), strict=True
+    ):
+        known[at] = found & (abs(mine - theirs) <= _MOST_APART)
+        if not known[at].any():
+            continue
+        old, least = known[at], min(mine, theirs)
+        sent[at][old] = (sent[at][old] << (mine - least)) - (values[old] << (theirs - least))
+    changes = integers.encode(sent[known], [int(np.count_nonzero(known[at])) for at in cuts(sizes)])
+    fresh = integers.encode(sent[~known], [int(np.count_nonzero(~known[at])) for at in cuts(sizes)])
+    change = head + b"\x01" + _BASE.pack(base.round, len(changes)) + changes + fresh
+    return whole if whole and len(whole) < len(change) else change
+
+
+def decode(data: bytes, layout: Layout, held: Bits | None, base: Grid | None) -> Grid:
+    """Decode hostile bytes into what a device holds at `held` [size], given what it held before.
+
+    Raises:
+        DecodeError: malformed, or a difference from something else than `base`.
+    """
+    tensors, sizes = len(layout.sizes), counts(layout, held)
+    start = _HEAD.size + tensors + 1
+    if len(data) < start:
+        raise DecodeError("grid: it ends too early")
+    exponents = np.frombuffer(data, np.int8, tensors, _HEAD.size).copy()
+    if tensors and not _LOWEST <= int(exponents.min()) <= int(exponents.max()) <= _HIGHEST:
+        raise DecodeError("grid: a step is out of range")
+    blank = Grid(_HEAD.unpack_from(data)[0], exponents, np.empty(sum(sizes), np.int32), held)
+    match data[start - 1 : start]:
+        case b"\x00":
+            blank.values[:] = integers.decode(data[start:], sizes)
+        case b"\x01":
+            _add(blank, data[start:], layout, base)
+        case kind:
+            raise DecodeError(f"grid: no form is {kind!r}")
+    if len(blank.values) and int(np.abs(blank.values.astype(np.int64)).max()) >> (_MOST_BITS + 1):
+        raise DecodeError("grid: a value is too large")
+    return blank
+
+
+def _add(grid: Grid, data: bytes, layout: Layout, base: Grid | None) -> None:
+    """Fill in the values of `grid` from a difference."""
+    if len(data) < _BASE.size:
+        raise DecodeError("grid: it ends too early")
+    round_, length = _BASE.unpack_from(data)
+    if base is None or base.round != round_:
+        holds = "none" if base is None else f"that of round {base.round}"
+        raise DecodeError(f"grid: a difference from that of round {round_}, and this device holds {holds}")
+    sizes = counts(layout, grid.held)
+    aligned = list(_aligned(layout, base, grid.held))
+    apart = [abs(mine - theirs) <= _MOST_APART for mine, theirs in _exponents(grid, base)]
+    known = [found & close for (found, _), close in zip(aligned, apart, strict=True)]
+    olds = [int(np.count_nonzero(old)) for old in known]
+    end = _BASE.size + length
+    changes = integers.decode(data[_BASE.size : end], olds)
+    fresh = integers.decode(data[end:], [size - old for size, old in zip(sizes, olds, strict=True)])
+    parts = zip(cuts(sizes), known, aligned, _exponents(grid, base), cuts(olds), strict=True)
+    new = 0
+    for at, old, (_, values), (mine, theirs), change in parts:
+        here, least = grid.values[at], min(mine, theirs)
+        if old.any():  # else the steps may be too far apart to shift by
+            held = values[old].astype(np.int64) << (theirs - least)
+            here[old] = (held + changes[change]) >> (mine - least)
+        end = new + len(old) - (change.stop - change.start)
+        here[~old] = fresh[new:end]
+        new = end
+
+
+def counts(layout: Layout, held: Bits | None) -> tuple[int, ...]:
+    """Count the values held of every tensor."""
+    if held is None:
+        return layout.sizes
+    return tuple(int(np.count_nonzero(held[where])) for where in layout.slices)
+
+
+def cuts(sizes: Sequence[int]) -> list[slice]:
+    """Say where tensors of these sizes lie, end to end."""
+    ends = [0, *itertools.accumulate(sizes)]
+    return [slice(start, end) for start, end in itertools.pairwise(ends)]
+
+
+def _exponents(grid: Grid, base: Grid) -> list[tuple[int, int]]:
+    return list(zip(grid.exponents.tolist(), base.exponents.tolist(), strict=True))
+
+
+def _aligned(layout: Layout, base: Grid, held: Bits | None) -> Iterator[tuple[Bits, Integers]]:
+    """Give for every tensor, at the places in `held`, whether `base` holds a value there, and which (else 0)."""
+    for where, at in zip(layout.slices, cuts(counts(layout, base.held)), strict=True):
+        size = where.stop - where.start
+        found, values = np.ones(size, np.bool_), base.values[at]
+        if base.held is not None:
+            found = base.held[where]
+            values = np.zeros(size, np.int32)
+            values[found] = base.values[at]
+        yield (found, values) if held is None else (found[held[where]], values[held[where]])
