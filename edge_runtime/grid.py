@@ -14,7 +14,7 @@ it is taken for 1/16 of the tensor's rms. |k| stays below 2^24, so that float32 
 The coded form, little-endian: u32 round, one signed byte per tensor (its e_l); then either one byte 0 and all k, or one
 byte 1, u32 round of the grid that the other side holds, u32 length of the first of two vectors of whole numbers, and
 those: the differences of what it holds, then k of what it does not. Vectors of whole numbers are
-`compression/integers.py`'s.
+`compression/integers.py`'s, cut into the rows of the tensors.
 """
 
 import itertools
@@ -117,7 +117,7 @@ def encode(grid: Grid, layout: Layout, base: Grid | None) -> bytes:
     sizes = counts(layout, grid.held)
     whole = b""
     if base is None or not np.array_equal(base.exponents, grid.exponents):
-        whole = head + b"\x00" + integers.encode(grid.values, sizes)
+        whole = head + b"\x00" + integers.encode(grid.values, rows(layout, grid.held))
     if base is None:
         return whole
     sent = grid.values.copy()
@@ -130,8 +130,8 @@ def encode(grid: Grid, layout: Layout, base: Grid | None) -> bytes:
             continue
         old, least = known[at], min(mine, theirs)
         sent[at][old] = (sent[at][old] << (mine - least)) - (values[old] << (theirs - least))
-    changes = integers.encode(sent[known], [int(np.count_nonzero(known[at])) for at in cuts(sizes)])
-    fresh = integers.encode(sent[~known], [int(np.count_nonzero(~known[at])) for at in cuts(sizes)])
+    changes = integers.encode(sent[known], rows(layout, _spread(layout, grid.held, known)))
+    fresh = integers.encode(sent[~known], rows(layout, _spread(layout, grid.held, ~known)))
     change = head + b"\x01" + _BASE.pack(base.round, len(changes)) + changes + fresh
     return whole if whole and len(whole) < len(change) else change
 
@@ -152,7 +152,7 @@ def decode(data: bytes, layout: Layout, held: Bits | None, base: Grid | None) ->
     blank = Grid(_HEAD.unpack_from(data)[0], exponents, np.empty(sum(sizes), np.int32), held)
     match data[start - 1 : start]:
         case b"\x00":
-            blank.values[:] = integers.decode(data[start:], sizes)
+            blank.values[:] = integers.decode(data[start:], rows(layout, held))
         case b"\x01":
             _add(blank, data[start:], layout, base)
         case kind:
@@ -174,20 +174,18 @@ def _add(grid: Grid, data: bytes, layout: Layout, base: Grid | None) -> None:
     aligned = list(_aligned(layout, base, grid.held))
     apart = [abs(mine - theirs) <= _MOST_APART for mine, theirs in _exponents(grid, base)]
     known = [found & close for (found, _), close in zip(aligned, apart, strict=True)]
-    olds = [int(np.count_nonzero(old)) for old in known]
+    old = np.concatenate(known)
     end = _BASE.size + length
-    changes = integers.decode(data[_BASE.size : end], olds)
-    fresh = integers.decode(data[end:], [size - old for size, old in zip(sizes, olds, strict=True)])
-    parts = zip(cuts(sizes), known, aligned, _exponents(grid, base), cuts(olds), strict=True)
-    new = 0
-    for at, old, (_, values), (mine, theirs), change in parts:
-        here, least = grid.values[at], min(mine, theirs)
-        if old.any():  # else the steps may be too far apart to shift by
-            held = values[old].astype(np.int64) << (theirs - least)
-            here[old] = (held + changes[change]) >> (mine - least)
-        end = new + len(old) - (change.stop - change.start)
-        here[~old] = fresh[new:end]
-        new = end
+    changes = integers.decode(data[_BASE.size : end], rows(layout, _spread(layout, grid.held, old)))
+    grid.values[~old] = integers.decode(data[end:], rows(layout, _spread(layout, grid.held, ~old)))
+    done = 0
+    for at, here, (_, values), (mine, theirs) in zip(cuts(sizes), known, aligned, _exponents(grid, base), strict=True):
+        count = int(np.count_nonzero(here))
+        if count:  # else the steps may be too far apart to shift by
+            least = min(mine, theirs)
+            held = values[here].astype(np.int64) << (theirs - least)
+            grid.values[at][here] = (held + changes[done : done + count]) >> (mine - least)
+        done += count
 
 
 def counts(layout: Layout, held: Bits | None) -> tuple[int, ...]:
@@ -195,6 +193,27 @@ def counts(layout: Layout, held: Bits | None) -> tuple[int, ...]:
     if held is None:
         return layout.sizes
     return tuple(int(np.count_nonzero(held[where])) for where in layout.slices)
+
+
+def rows(layout: Layout, held: Bits | None) -> list[int]:
+    """Count the values held of every row of every tensor (its first axis; of one dimension it is one row)."""
+    counted: list[int] = []
+    for shape, size, where in zip(layout.shapes, layout.sizes, layout.slices, strict=True):
+        count = shape[0] if len(shape) > 1 else 1
+        if held is None:
+            counted += [size // count] * count
+        else:
+            counted += np.count_nonzero(held[where].reshape(count, -1), axis=1).tolist()
+    return counted
+
+
+def _spread(layout: Layout, held: Bits | None, chosen: Bits) -> Bits:
+    """Say which values of the model [size] those are that are `chosen` of the held ones."""
+    if held is None:
+        return chosen
+    dense = np.zeros(layout.size, np.bool_)
+    dense[held] = chosen
+    return dense
 
 
 def cuts(sizes: Sequence[int]) -> list[slice]:

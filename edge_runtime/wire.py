@@ -166,7 +166,7 @@ class _Reading:
                 if not np.isfinite(values).all():
                     raise DecodeError("wire: a value is not finite")
             case "change", b"u":
-                values = _decode_quantised(body, sizes)
+                values = _decode_quantised(body, self.layout, held)
             case "posteriors", b"p":
                 values = _decode_posteriors(body, self.most)
             case _, kind:
@@ -252,7 +252,7 @@ def encode_up(
             return None
         here, vector = (lies(value, layout), value.values) if isinstance(value, Part) else (held, value)
         wanted = vector if debt is None else vector + debt.at(here)
-        coded, told = _encode_change(wanted, grid.counts(layout, here), coding, uplink.rng)
+        coded, told = _encode_change(wanted, layout, here, uplink)
         if uplink.feedback:
             owed.append(Debt(wanted - told, here))
         return coded
@@ -370,23 +370,23 @@ def tells(kind: type[Any]) -> bool:
     return any(what == "shared" for _, what, _ in _fields(kind))
 
 
-def _encode_change(
-    values: Flat, sizes: tuple[int, ...], coding: Coding, rng: np.random.Generator | None
-) -> tuple[bytes, Flat]:
+def _encode_change(values: Flat, layout: Layout, held: Bits | None, uplink: Uplink) -> tuple[bytes, Flat]:
     """Encode an update, and give what the other side will read."""
+    sizes, coding = grid.counts(layout, held), uplink.coding
     if coding.kind == "bf16":
         return b"h" + floats.encode_bf16(values, sizes), floats.round_to_bf16(values)
     if coding.kind == "step":
-        steps, codes = uniform.quantise(values, sizes, coding.amount, rng)
+        steps, codes = uniform.quantise(values, sizes, coding.amount, uplink.rng)
     else:
-        steps, codes = uniform.quantise_bits(values, sizes, int(coding.amount), rng)
-    coded = b"u" + uniform.pack_steps(steps) + integers.encode(codes, sizes)
+        steps, codes = uniform.quantise_bits(values, sizes, int(coding.amount), uplink.rng)
+    coded = b"u" + uniform.pack_steps(steps) + integers.encode(codes, grid.rows(layout, held))
     return coded, uniform.dequantise(steps, codes, sizes)
 
 
-def _decode_quantised(data: bytes, sizes: tuple[int, ...]) -> Flat:
-    cut = 2 * len(sizes)
-    return uniform.dequantise(uniform.unpack_steps(data[:cut], len(sizes)), integers.decode(data[cut:], sizes), sizes)
+def _decode_quantised(data: bytes, layout: Layout, held: Bits | None) -> Flat:
+    sizes = grid.counts(layout, held)
+    steps = uniform.unpack_steps(data[: 2 * len(sizes)], len(sizes))
+    return uniform.dequantise(steps, integers.decode(data[2 * len(sizes) :], grid.rows(layout, held)), sizes)
 
 
 def _encode_posteriors(values: Flat, columns: int, bits: int) -> bytes | None:

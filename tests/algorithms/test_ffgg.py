@@ -15,6 +15,7 @@ from edge_runtime import algorithm, partial, sgd
 from edge_runtime.algorithm import Batch, Model
 from edge_runtime.algorithms import ffgg
 from edge_runtime.algorithms.ffgg import Config, Server
+from edge_runtime.compression import codec
 from edge_runtime.errors import ConfigError, DecodeError, DeviceError
 from edge_runtime.tree import Layout, Part
 
@@ -104,7 +105,7 @@ def test_a_gradient_at_biases_that_were_fitted_to_the_last_theta_diverges(lines:
         here = float(fleet.server.shared()[0])
         for device, points in POINTS.items():
             bias = np.mean([y - last * x for x, y in points])
-            fleet.states[device] = algorithm.codec.encode_state({"private": np.array([bias], np.float32)})
+            fleet.states[device] = codec.encode_state({"private": np.array([bias], np.float32)})
         last = here
         found += thetas(fleet, 1)
     assert found == [2.0, 0.0, 4.0, -2.0, 8.0, -8.0]  # e_{k+1} = -e_k + e_{k-1}
