@@ -188,6 +188,25 @@ def _add(grid: Grid, data: bytes, layout: Layout, base: Grid | None) -> None:
         done += count
 
 
+def pack(grid: Grid) -> bytes:
+    """Write down a grid for oneself: round, exponents and k as they are, quickly; the inverse of `unpack`."""
+    return _HEAD.pack(grid.round) + grid.exponents.tobytes() + grid.values.astype("<i4").tobytes()
+
+
+def unpack(data: bytes, layout: Layout, held: Bits | None) -> Grid:
+    """Read what `pack` wrote of the values in `held` [size].
+
+    Raises:
+        DecodeError: it is of another length.
+    """
+    tensors, size = len(layout.sizes), sum(counts(layout, held))
+    if len(data) != _HEAD.size + tensors + 4 * size:
+        raise DecodeError(f"grid: {len(data)} bytes do not hold {size} values of {tensors} tensors")
+    exponents = np.frombuffer(data, np.int8, tensors, _HEAD.size).copy()
+    values = np.frombuffer(data, "<i4", size, _HEAD.size + tensors).astype(np.int32)
+    return Grid(_HEAD.unpack_from(data)[0], exponents, values, held)
+
+
 def counts(layout: Layout, held: Bits | None) -> tuple[int, ...]:
     """Count the values held of every tensor."""
     if held is None:

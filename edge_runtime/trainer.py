@@ -109,7 +109,7 @@ def _work(job: Job, task: Task, store: Store, workshop: Workshop) -> Outcome:
         return Outcome(metrics=metrics)
     uplink = _uplink(run, job, seed, algorithm.wire_columns(settings))
     sent, debt = wire.encode_up(up, shared_model.layout, run.private, uplink, support(None), account.debt)
-    left = wire.encode_account(Account(held, debt), shared_model.layout)
+    left = wire.encode_account(Account(held, debt))
     return Outcome(sent, codec.encode_state({**client.state(), **left}), metrics, faults=faults)
 
 

@@ -311,11 +311,11 @@ def decode_evaluation(data: bytes, layout: Layout) -> tuple[bytes, Flat | None]:
     return values[0], shared
 
 
-def encode_account(account: Account, layout: Layout) -> dict[str, codec.Value]:
+def encode_account(account: Account) -> dict[str, codec.Value]:
     """Write down what a device keeps, as named values of a state; the inverse of `decode_account`."""
     state: dict[str, codec.Value] = {}
     if account.held is not None:
-        state["wire.grid"] = grid.encode(account.held, layout, None)
+        state["wire.grid"] = grid.pack(account.held)
         state |= _encode_held("wire.grid-at", account.held.held)
     if account.debt is not None:
         state["wire.debt"] = account.debt.values
@@ -333,7 +333,7 @@ def decode_account(state: Mapping[str, codec.Value], layout: Layout) -> tuple[Ac
     held = debt = None
     if "wire.grid" in state:
         at = _decode_held("wire.grid-at", state, layout)
-        held = grid.decode(typing.cast(bytes, state["wire.grid"]), layout, at, None)
+        held = grid.unpack(typing.cast(bytes, state["wire.grid"]), layout, at)
     if "wire.debt" in state:
         debt = Debt(typing.cast(Flat, state["wire.debt"]), _decode_held("wire.debt-at", state, layout))
     return Account(held, debt), rest

@@ -106,3 +106,11 @@ def test_hostile_bytes_are_refused_or_read(data: st.DataObject) -> None:
     except DecodeError:
         return
     assert np.isfinite(found.floats(LAYOUT)).all()
+
+
+def test_what_is_written_down_is_read_again_and_of_another_length_refused() -> None:
+    held = some(0, 0.4)
+    one = grid.part(told(a_model(0), 7), held)
+    assert same(grid.unpack(grid.pack(one), LAYOUT, held), one)
+    with pytest.raises(DecodeError, match="do not hold"):
+        grid.unpack(grid.pack(one), LAYOUT, None)

@@ -161,7 +161,7 @@ def test_what_a_device_keeps_is_read_as_it_was_written() -> None:
     held = some(0)
     whole = grid.snap(values(0), LAYOUT, 4, grid.exponents(None, values(0), LAYOUT, None), 0)
     account = Account(grid.part(whole, held), Debt(values(1, int(held.sum())), held))
-    read, rest = wire.decode_account({**wire.encode_account(account, LAYOUT), "mask": b"mine"}, LAYOUT)
+    read, rest = wire.decode_account({**wire.encode_account(account), "mask": b"mine"}, LAYOUT)
     assert rest == {"mask": b"mine"}
     assert read.held is not None
     assert read.debt is not None
