@@ -32,6 +32,7 @@ class Downlink:
 
     def __init__(self, run: Run, server: Server, journal: Journal) -> None:
         self._run, self._server, self._journal = run, server, journal
+        self._sparse = server if isinstance(server, SparseServer) else None
         self._layout: Layout = run.description.model.layout
         self._columns = algorithm.wire_columns(run.settings)
         self._most = algorithm.wire_values(run.settings)
@@ -71,10 +72,10 @@ class Downlink:
         Raises:
             DecodeError: they are none.
         """
-        run, server = self._run, self._server
+        run, sparse = self._run, self._sparse
 
         def support(_up: Any) -> Bits | None:
-            return server.support(device, server.round) if isinstance(server, SparseServer) else None
+            return None if sparse is None else sparse.support(device, self._server.round)
 
         return wire.decode_up(payload, run.parts.Up, self._layout, run.description.private, self._most, support)
 
@@ -85,24 +86,23 @@ class Downlink:
         """
         chosen, server = self.coding_of(device), self._server
         down = server.down(device, first)
-        sparse, held = False, wire.holds(down, self._layout)
-        if isinstance(server, SparseServer):
-            sparse, held = True, server.support(device, server.round)
+        sparse = self._sparse
+        held = wire.holds(down, self._layout) if sparse is None else sparse.support(device, server.round)
         whole = self._whole(chosen.finer) if self._on_grid(chosen) else None
         told = None if whole is None else self._told(device, held, whole, None if first else self._base(device))
         key = content.digest((server.round, evaluate, chosen, told, down))
         if key not in self._downs:
             data = wire.encode_down(down, chosen, grid.counts(self._layout, held), told, self._columns)
             if evaluate:
-                rest = (whole or server.shared()) if sparse else None
+                rest = None if sparse is None else whole or server.shared()
                 data = wire.encode_evaluation(data, rest, self._layout)
             _put(self._downs, key, data, _KEPT_DOWNS)
         return self._downs[key]
 
     def _told(self, device: str, held: Bits | None, whole: Grid, base: Grid | None) -> bytes:
         """Encode values of the grid; once, if all devices that hold the same are told the same."""
-        if isinstance(self._server, SparseServer):
-            base = None if base is None else grid.part(base, self._server.support(device, base.round))
+        if self._sparse is not None:
+            base = None if base is None else grid.part(base, self._sparse.support(device, base.round))
             return grid.encode(grid.part(whole, held), self._layout, base)
         key = whole.round, whole.exponents.tobytes(), -1 if base is None else base.round
         if key not in self._same:

@@ -20,6 +20,7 @@ Tensors that a run keeps private never leave their device: `encode_up` does not 
 """
 
 import dataclasses
+import functools
 import struct
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -119,7 +120,7 @@ def decode_down(
     if len(values) != expected:
         raise DecodeError(f"{kind.__name__}: {len(values)} sections where {expected} are expected")
     reading = _Reading(layout, most, held)
-    hints, rest = typing.get_type_hints(kind), iter(values)
+    hints, rest = _hints(kind), iter(values)
     found = {}
     for name, what, is_part in fields:
         where = f"{kind.__name__}.{name}"
@@ -408,12 +409,21 @@ def _decode_posteriors(data: bytes, most: int) -> Flat:
     return posteriors.decode(data[_COUNTS.size :], rows, columns).ravel()
 
 
-def _fields(kind: type[Any]) -> list[tuple[str, str, bool]]:
+def _fields(kind: Any) -> list[tuple[str, str, bool]]:
     """List a message's fields: name, what its vector holds (empty: nothing that has a coding), whether it is a Part."""
+    return _known(kind)[0]
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    return _known(kind)[1]
+
+
+@functools.cache  # to ask for the types of a message takes longer than to decode a small one
+def _known(kind: Any) -> tuple[list[tuple[str, str, bool]], dict[str, Any]]:
     hints, extras = typing.get_type_hints(kind), typing.get_type_hints(kind, include_extras=True)
     names = [field.name for field in dataclasses.fields(kind)]
     marks = [getattr(extras[name], "__metadata__", ("",))[0] for name in names]
-    return [(name, mark, hints[name] is Part) for name, mark in zip(names, marks, strict=True)]
+    return [(name, mark, hints[name] is Part) for name, mark in zip(names, marks, strict=True)], hints
 
 
 def _typed(value: Any, wanted: Any, where: str) -> Any:
