@@ -37,7 +37,9 @@ class Downlink:
         self._columns = algorithm.wire_columns(run.settings)
         self._most = algorithm.wire_values(run.settings)
         self._coding = coding.parse(run.config.down, "run: down")
-        self._steps: Exponents | None = None
+        # Kept up from the start, whoever asks for steps: a run that is resumed must choose the same ones.
+        model = server.shared() if wire.tells(run.parts.Down) else None
+        self._steps: Exponents | None = None if model is None else grid.exponents(None, model, self._layout, None)
         self._grids: OrderedDict[tuple[int, int], Grid] = OrderedDict()
         self._same: OrderedDict[tuple[int, bytes, int], bytes] = OrderedDict()
         self._downs: OrderedDict[bytes, bytes] = OrderedDict()
@@ -123,10 +125,8 @@ class Downlink:
         key = self._server.round, finer
         if key not in self._grids:
             model = self._server.shared()
-            if model is None:
+            if model is None or self._steps is None:
                 raise AssertionError("a Down tells of a shared model, and there is none")
-            if self._steps is None:
-                self._steps = grid.exponents(None, model, self._layout, None)
             found = grid.snap(model, self._layout, self._server.round, self._steps, finer)
             self._journal.keep_grid(_name(*key), grid.encode(found, self._layout, None))
             _put(self._grids, key, found, _KEPT_GRIDS)

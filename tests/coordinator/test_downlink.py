@@ -193,8 +193,23 @@ def test_a_coordinator_killed_after_any_update_ends_in_the_same_bits(
     for _ in range(3):
         calm.round()
         killed.round(between=crash)
+        checkpoint = max(killed.folder.glob("checkpoint-*"))
+        assert b"wire.steps" in checkpoint.read_bytes()
     assert np.array_equal(calm.model, killed.model)
     assert [d.down_bytes for d in calm.devices.values()] == [d.down_bytes for d in killed.devices.values()]
+
+
+def test_a_coordinator_killed_in_the_first_round_chooses_the_same_steps_after_it(fleets: Any) -> None:
+    calm, killed = fleets(), fleets()
+    calm.round()
+    tasks = killed.tasks()
+    received = {name: killed.fetch(name, tasks[name].down) for name in NAMES}
+    killed.crash()  # nobody is told of the grid of round 0 again
+    killed.hello()
+    for name in NAMES:
+        killed.give(name, tasks[name], killed.devices[name].answer(tasks[name], received[name]))
+    one, other = ({name: task.down.digest for name, task in fleet.tasks().items()} for fleet in (calm, killed))
+    assert one == other
 
 
 def test_a_device_that_asks_for_coarser_steps_is_told_less_in_the_same_round(fleets: Any) -> None:
