@@ -1,5 +1,6 @@
 """The coordinator with a real journal, and what it holds in memory."""
 
+import gc
 import hashlib
 import tracemalloc
 from pathlib import Path
@@ -41,10 +42,11 @@ class Told(Deaf):
 
 def peak_of_a_round(devices: int, folder: Path) -> tuple[int, int]:
     """Let every device answer one round; gives the peak of memory above the start, and the model's bytes."""
-    run = prepare(RunConfig(algorithm="fedavg", model="lenet", rounds=1, devices=devices, evaluate=False), {})
+    run = prepare(RunConfig(algorithm="fedavg", model="mlp", rounds=1, devices=devices, evaluate=False), {})
     journal = Journal(folder)
     coordinator = Coordinator(run.plan("run", 1), run, journal, Deaf())
     names = [f"device-{index}" for index in range(devices)]
+    gc.collect()  # what other tests have left must not be freed, or not, while this one measures
     tracemalloc.start()
     for name in names:
         coordinator.handle(name, Hello("boot"))
@@ -66,8 +68,7 @@ def peak_of_a_round(devices: int, folder: Path) -> tuple[int, int]:
 def test_memory_does_not_grow_with_the_number_of_devices_times_the_model(tmp_path: Path) -> None:
     few, model = peak_of_a_round(4, tmp_path / "few")
     many, _ = peak_of_a_round(64, tmp_path / "many")
-    each = (many - few) / 60  # a task, names and digests: 1 to 4 kB, and the allocator's noise
-    assert each < model / 50, f"{few} bytes with 4 devices, {many} with 64; one model has {model}"
+    assert many - few < model, f"{few} bytes with 4 devices, {many} with 64; one model has {model}"
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
