@@ -128,6 +128,13 @@ def test_what_grows_from_a_seed_is_free_exact_in_number_and_the_same_for_ever() 
     assert hashlib.sha256(np.packbits(grown)).hexdigest()[:16] == "47b9a1e45634f49e"
 
 
+def test_growth_reaches_every_place_that_is_not_barred_and_no_other() -> None:
+    barred, seen = random_mask(16, 0.4), np.zeros(16, np.bool_)
+    for seed in range(200):
+        seen |= mask.grow_from_seed(seed.to_bytes(16, "little"), barred, [4, 12], [1, 3])
+    assert (seen == ~barred).all()
+
+
 @pytest.mark.parametrize("again", [True, False])
 @pytest.mark.parametrize("density", [0.1, 0.6])
 def test_growth_from_a_seed_travels_as_what_is_dropped_only(density: float, again: bool) -> None:
