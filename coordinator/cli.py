@@ -31,7 +31,7 @@ _EXIT_CODES = (
     """exit codes: 0 done, 2 wrong flag, key or data, 3 no broker, 4 disk or device, 5 run failed, 130 Ctrl-C"""
 )
 _TABLES = ("run", "algorithm", "data", "variant")
-# Half a step loses nothing that can be seen on any data tried (docs/wire.md).
+# What half a step costs is in docs/wire.md.
 _CODED = {"up": "step:0.5", "down": "step:0.5"}
 # What the watch data and its small model train well with, on either side of a comparison.
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -364,7 +364,7 @@ def _add_bench(commands: Any) -> None:
 def _add_bench_algorithms(kinds: Any) -> None:
     summary = "Compare all algorithms, with attackers and delays, in simulations"
     parser = _command(kinds, "algorithms", summary, _BENCH_ALGORITHMS_EXAMPLES, _bench_algorithms)
-    parser.add_argument("--quick", action="store_true", help="everything, but so small that no number means anything")
+    parser.add_argument("--quick", action="store_true", help="every scenario, so small that no number means anything")
     parser.add_argument("--scenario", action="append", metavar="NAME", help="one table of the study (default all)")
     parser.add_argument("--case", action="append", metavar="NAME", help="one line of the tables (default all)")
     parser.add_argument("--seeds", type=int, metavar="N", help="runs of every case (default 3, with --quick 1)")

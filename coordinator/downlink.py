@@ -59,14 +59,14 @@ class Downlink:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
-        steps = state.pop("wire.steps", None)
-        self._steps = None if steps is None else grid.read_exponents(steps)
+        if self._steps is not None:
+            self._steps = grid.read_exponents(state.pop("wire.steps"))
         self._server.restore(state)
 
     def coding_of(self, device: str) -> Coding:
         """Choose how a device is told of the model: as the run says, or cheaper if it asks for that."""
         asked = self._journal.asked(device)
-        return coding.cheaper(self._coding, coding.parse(asked, "asked")) if asked else self._coding
+        return coding.cheaper(self._coding, coding.parse_down(asked, "asked")) if asked else self._coding
 
     def decode_up(self, device: str, payload: bytes) -> Any:
         """Decode hostile bytes into a device's Up.

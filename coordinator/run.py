@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_runtime import algorithm, bundle, coding, config, models, seed_set
+from edge_runtime import algorithm, bundle, coding, config, models, seed_set, wire
 from edge_runtime.algorithm import Algorithm
 from edge_runtime.coordinator.actions import Plan
 from edge_runtime.errors import ConfigError
@@ -158,6 +158,8 @@ def prepare(
     if kept and getattr(settings, "private", "") == "auto":
         table = {**table, "private": ",".join(kept)}
         settings = config.build(parts.Config, table, "algorithm")
+    if wire.tells(parts.Down):
+        coding.parse_down(run.down, "run: down")
     parts.Server(settings, card.layout, initial, {}, run.seed)
     private = algorithm.private_names(settings, card.layout)
     how = (run.up, run.error_feedback, run.rounding)

@@ -184,7 +184,7 @@ class Coordinator:
             if hello.wire != WIRE_VERSION:
                 raise ConfigError(f"it speaks version {hello.wire} of the wire, and this coordinator {WIRE_VERSION}")
             if hello.down:
-                coding.parse(hello.down, "down")
+                coding.parse_down(hello.down, "down")
         except ConfigError as error:
             self.garbage[device] = self.garbage.get(device, 0) + 1
             log.warning("device %s is not heard: %s", device, error)

@@ -4,9 +4,10 @@
     bf16        rounded to bfloat16: 8 bits of mantissa
     step:S      in whole steps of S times the root mean square, tensor by tensor. Downwards it is a power of two, of the
                 change in a round (`grid.py`); upwards of the update itself
-    bits:B      whole steps, of which 1 to 8 bits can tell the number; posteriors in B bits (2 to 8)
+    bits:B      of an update: whole steps, of which 1 to 8 bits can tell the number. Of posteriors: 2 to 8 bits
 
-What an update loses is kept on its device and added to the next (error feedback), unless a run says otherwise.
+The shared model has no coding of so many bits, and posteriors have no steps: they travel bit for bit. What an update
+loses is kept on its device and added to the next (error feedback), unless a run says otherwise.
 """
 
 import math
@@ -67,6 +68,18 @@ def parse(text: str, where: str) -> Coding:
     if kind == "bits" and amount in range(1, 9):
         return Coding(kind, amount)
     raise ConfigError(f"{where}: {text!r} is none of lossless, bf16, step:0.015625 to step:16, bits:1 to bits:8")
+
+
+def parse_down(text: str, where: str) -> Coding:
+    """Read a coding of the shared model.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = parse(text, where)
+    if found.kind == "bits":
+        raise ConfigError(f"{where}: {text!r} is for updates and posteriors: a model takes lossless, bf16 or step:S")
+    return found
 
 
 def cheaper(one: Coding, other: Coding) -> Coding:

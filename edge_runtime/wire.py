@@ -7,13 +7,13 @@ travels as it is, bit for bit (a section "v"), unless its field has a type that 
                      difference from what the device holds of an earlier round
     tree.Change      of an Up: how training changed those values. With `step` or `bits` quantised; what that loses is
                      owed: kept on the device, and added to its next update (error feedback)
-    tree.Posteriors  rows of probabilities, with `bits` as rounded log-probabilities
+    tree.Posteriors  rows of probabilities, with `bits` rounded (`compression/posteriors.py`)
 
 Coded, a vector is a section "b": one byte that names the coding ("h" bf16, "g" grid, "u" quantised, "p" posteriors) and
 then that coding's bytes. A reader takes any of them, so that devices of one round may use different ones.
 
 Which values of the model a vector holds, where it does not hold them all, is not said with it: both sides know. It is
-what the algorithm's halves call their support (`algorithm.Sparse`).
+what the algorithm's halves call their support (`algorithm.SparseClient`, `SparseServer`).
 
 Tensors that a run keeps private never leave their device: `encode_up` does not write an Up that holds one, and
 `decode_up` does not read it (`algorithm.py`).
@@ -42,6 +42,8 @@ Support = Callable[[Any], Bits | None]
 
 _EMPTY = np.empty(0, np.float32)
 _COUNTS = struct.Struct("<IH")
+_FEWEST_BITS = 2
+"""Of a probability: with one there is a winner and nothing else."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -397,7 +399,7 @@ def _encode_posteriors(values: Flat, columns: int, bits: int) -> bytes | None:
         return None
     with np.errstate(divide="ignore"):  # of a probability of 0
         logs = np.log(rows)
-    return b"p" + _COUNTS.pack(len(rows), columns) + posteriors.encode(logs, bits, True)
+    return b"p" + _COUNTS.pack(len(rows), columns) + posteriors.encode(logs, max(bits, _FEWEST_BITS), True)
 
 
 def _decode_posteriors(data: bytes, most: int) -> Flat:

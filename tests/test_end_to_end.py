@@ -214,6 +214,11 @@ def test_an_agent_without_a_broker_says_so(tmp_path: Path) -> None:
     expect_one_line(agent("-p", "1", store=tmp_path), 3, "127.0.0.1:1")
 
 
+@pytest.mark.parametrize(("flag", "text"), [("--up", "int8"), ("--up", "step:0"), ("--down", "bits:4")])
+def test_an_agent_that_is_told_of_a_coding_that_there_is_not_says_so(flag: str, text: str, tmp_path: Path) -> None:
+    expect_one_line(agent(flag, text, store=tmp_path), 2, f"{flag}: '{text}'")
+
+
 def test_an_agent_with_bad_data_says_so(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     expect_one_line(agent("--data", str(tmp_path / "data"), store=tmp_path / "store"), 2, str(tmp_path / "data"))

@@ -20,14 +20,14 @@ DESCRIPTION = prepare(RunConfig("fedavg"), {"local-steps": 1, "batch-size": 4}).
 LAYOUT = models.find("watch-cnn").layout
 
 
-def work(description: setup.Setup) -> Outcome:
+def work(description: setup.Setup, up: str = "") -> Outcome:
     store = MemoryStore()
     down = wire.encode(fedavg.Down(0, models.initial(models.find("watch-cnn"), 0)))
     blobs = []
     for data in (setup.encode(description), down):
         blobs.append(Blob(hashlib.sha256(data).hexdigest(), len(data)))
         store.blobs[blobs[-1].digest] = data
-    job = trainer.Job("device", DataConfig(labels_per_class=1), str(config.cache_folder()), Compute("numpy"))
+    job = trainer.Job("device", DataConfig(labels_per_class=1), str(config.cache_folder()), Compute("numpy"), up=up)
     return trainer.work(job, Task("run", 1, 0, "train", "", *blobs), store)
 
 
@@ -72,3 +72,19 @@ def test_code_that_the_device_does_not_allow_is_not_imported() -> None:
     card = setup.ModelCard("os:abort", LAYOUT)
     done = work(dataclasses.replace(DESCRIPTION, model=card))
     assert "is code that this device does not allow" in done.reason
+
+
+@pytest.mark.parametrize(
+    ("run", "device", "smaller"),
+    [
+        ("lossless", "step:1", True),
+        ("step:1", "lossless", False),
+        ("step:1", "bits:1", True),
+        ("bits:1", "bf16", False),
+    ],
+)
+def test_an_update_travels_as_the_run_says_or_cheaper_if_its_device_asks(run: str, device: str, smaller: bool) -> None:
+    description = dataclasses.replace(DESCRIPTION, up=run)
+    as_said, as_asked = work(description).payload, work(description, device).payload
+    assert (len(as_asked) < len(as_said)) is smaller
+    assert (as_asked == as_said) is not smaller

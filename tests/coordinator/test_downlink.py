@@ -294,3 +294,13 @@ def test_the_fate_of_an_update_is_told(fleets: Any) -> None:
     data = fleet.devices["a"].answer(tasks["a"], fleet.fetch("a", tasks["a"].down))
     fleet.give("a", tasks["a"], data)
     assert [m.fate for device, m in fleet.queue if isinstance(m, Fate)] == ["applied"]
+
+
+@pytest.mark.parametrize("asks", ["bits:4", "step:0", "int8"])
+def test_a_device_that_asks_for_a_coding_that_a_model_does_not_have_is_not_heard(
+    fleets: Any, asks: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = fleets()
+    fleet.coordinator.handle("new", Hello("boot", asks))
+    assert "new" not in fleet.coordinator.core.progress.known
+    assert f"device new is not heard: down: '{asks}'" in caplog.text

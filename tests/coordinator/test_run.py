@@ -86,3 +86,9 @@ def test_every_algorithm_can_be_held_against_fedavg_on_the_same_work(name: str) 
     baseline = session.baseline_of(run, {"lr": 0.05, "local-steps": 7})
     assert (baseline.config.algorithm, baseline.config.rounds, baseline.settings.lr) == ("fedavg", 3, 0.05)
     assert (baseline.settings.local_steps, baseline.config.habit) == (7, "synchronous")
+
+
+def test_a_model_has_no_coding_of_so_many_bits_and_posteriors_have() -> None:
+    with pytest.raises(ConfigError, match="run: down: 'bits:4' is for updates and posteriors: a model takes lossless"):
+        prepare(RunConfig("fedavg", down="bits:4"), {})
+    prepare(RunConfig("fedavg", up="bits:4"), {})
