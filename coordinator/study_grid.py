@@ -157,6 +157,12 @@ _WIRED = tuple(
     if run or not how
 )
 
+# A device takes part in every fourth round: nothing it holds of the model is from the round before.
+_LARGE = tuple(
+    Case(f"fedspa 0.1, {coding}", "fedspa", {**_SPARSE, "density": 0.1}, _CODINGS[coding])
+    for coding in ("lossless", "step 1")
+)
+
 # A rate falls with every version of the model, of which an asynchronous run has many more: none falls here.
 _FASHION = {"lr": 0.05, "lr-decay": 1.0, "local-epochs": 2, "batch-size": 32}
 _DEALT = DataConfig("fashion-mnist", parts=100)
@@ -237,5 +243,14 @@ SCENARIOS = (
         _FASHION,
         _WIRED,
         "numpy",
+    ),
+    Scenario(
+        "large",
+        "fashion-mnist on 20 devices, 5 per round, Dirichlet 0.3, with a model of 1,663,370 parameters",
+        DataConfig("fashion-mnist", parts=20),
+        "cnn",
+        {"rounds": 50, "cohort": 5},
+        {"lr": 0.05, "lr-decay": 1.0, "local-steps": 20, "batch-size": 32},
+        _LARGE,
     ),
 )
