@@ -7,14 +7,16 @@ from edge_runtime.compression.errors import DecodeError
 
 Ints = NDArray[np.int64]
 
-_MAX_WIDTH = 31
 _BLOCK = 1 << 15
 _MAX_VARINT_BYTES = 5
 
 
 def pack(fields: Ints, widths: NDArray[np.integer]) -> bytes:
     """Pack fields [n], none negative, each into its number of bits [n]; the inverse of `Reader.take_fields`."""
-    bits = [_digits(fields[i : i + _BLOCK])[_inside(widths[i : i + _BLOCK])] for i in range(0, len(fields), _BLOCK)]
+    bits = []
+    for i in range(0, len(fields), _BLOCK):
+        places, inside = _places(widths[i : i + _BLOCK])
+        bits.append((fields[i : i + _BLOCK, None] >> places & 1)[inside].astype(np.bool_))
     return np.packbits(np.concatenate(bits), bitorder="little").tobytes() if bits else b""
 
 
@@ -73,11 +75,11 @@ class Reader:
         fields = np.zeros(len(widths), np.int64)
         end = 0
         for i in range(0, len(widths), _BLOCK):
-            inside = _inside(widths[i : i + _BLOCK])
+            places, inside = _places(widths[i : i + _BLOCK])
             digits = np.zeros(inside.shape, np.int64)
             start, end = end, end + int(np.count_nonzero(inside))
             digits[inside] = bits[start:end]
-            fields[i : i + _BLOCK] = (digits << np.arange(inside.shape[1])).sum(axis=1)
+            fields[i : i + _BLOCK] = (digits << places).sum(axis=1)
         return fields
 
     def take_unary(self, count: int, largest: int) -> Ints:
@@ -103,10 +105,7 @@ class Reader:
         return bits[:size]
 
 
-def _digits(fields: Ints) -> NDArray[np.bool_]:
-    return (fields[:, None] >> np.arange(_MAX_WIDTH) & 1).astype(np.bool_)
-
-
-def _inside(widths: NDArray[np.integer]) -> NDArray[np.bool_]:
-    inside: NDArray[np.bool_] = np.arange(_MAX_WIDTH) < widths[:, None]
-    return inside
+def _places(widths: NDArray[np.integer]) -> tuple[Ints, NDArray[np.bool_]]:
+    """Give the places of bits up to the widest field [most], and which of them are in each field [n, most]."""
+    places = np.arange(int(widths.max(initial=0)))
+    return places, places < widths[:, None]

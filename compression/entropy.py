@@ -41,8 +41,8 @@ _MIN_SCALE, _MAX_SCALE = 10, 14
 _LOG_SLOTS = 18
 _BLOCK = 1 << 15
 _MAX_LOG_LANES = 10
-_BYTES_PER_LANE = 320
-"""A lane costs about 6 bits more than what it carries: 0.25 % at most."""
+_BYTES_PER_LANE = 128
+"""A lane costs about 6 bits more than what it carries: 0.6 % at most."""
 _MOST_ROWS, _LOG_ENOUGH_LANES = 1 << 11, 7
 """But of fewer than 2^7 lanes only so many rows: one takes about ten microseconds, however few lanes there are."""
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.compression import bitfield, entropy, gaps, grid
 from edge_runtime.compression.errors import DecodeError
+from edge_runtime.compression.ranks import Members
 
 Bits = NDArray[np.bool_]
 Classes = NDArray[np.uint8]
@@ -41,11 +42,12 @@ def encode(marks: Bits, mask: Bits, shapes: Sequence[tuple[int, ...]]) -> bytes:
 
     See `are_few`.
     """
-    classes = _classes(mask, shapes)
-    groups = _group(np.bincount(classes[marks], minlength=_CLASSES), np.bincount(classes, minlength=_CLASSES))
+    classes, at = _classes(mask, shapes), np.flatnonzero(marks)
+    groups = _group(np.bincount(classes[at], minlength=_CLASSES), _count(classes))
     coded = entropy.encode(groups, _GROUPS)
-    group_of = groups[classes]
-    places = [np.flatnonzero(marks[group_of == group]) for group in range(1, _GROUPS)]
+    group_of = groups.take(classes)
+    groups_at = group_of[at]
+    places = [Members(group_of == group).rank(at[groups_at == group]) for group in range(1, _GROUPS)]
     counts = b"".join(bitfield.pack_number(len(some)) for some in places)
     return bitfield.pack_number(len(coded)) + coded + counts + gaps.encode(places)
 
@@ -57,18 +59,17 @@ def decode(data: bytes, mask: Bits, shapes: Sequence[tuple[int, ...]]) -> Bits:
         DecodeError: they are not such marks.
     """
     reader = bitfield.Reader(data)
-    groups = entropy.decode(reader.take(reader.take_number()), _CLASSES, _GROUPS).astype(np.uint8)
+    coded = entropy.decode(reader.take(reader.take_number()), _CLASSES, _GROUPS).astype(np.uint8)
     counts = [reader.take_number() for _ in range(1, _GROUPS)]
-    group_of = groups[_classes(mask, shapes)]
+    group_of = coded.take(_classes(mask, shapes))
     if sum(counts) * _FEW > len(mask):
         raise DecodeError(f"marks: {sum(counts)} in {len(mask)} places")
-    sizes = np.bincount(group_of, minlength=_GROUPS)[1:].tolist()
-    places = gaps.decode(reader, counts, sizes)
+    groups = [Members(group_of == group) for group in range(1, _GROUPS)]
+    places = gaps.decode(reader, counts, [len(group) for group in groups])
     reader.finish()
     marks = np.zeros(len(mask), np.bool_)
-    for group, some in enumerate(places, 1):
-        if len(some):
-            marks[np.flatnonzero(group_of == group)[some]] = True
+    for group, some in zip(groups, places, strict=True):
+        marks[group.select(some)] = True
     return marks
 
 
@@ -78,15 +79,24 @@ def _classes(mask: Bits, shapes: Sequence[tuple[int, ...]]) -> Classes:
     for shape in shapes:
         end = start + math.prod(shape)
         if grid.sides(shape):
-            matrix = mask[start:end].reshape(shape[0], -1)
-            rows, columns = _eighths(np.count_nonzero(matrix, axis=1)), _eighths(np.count_nonzero(matrix, axis=0))
+            matrix = mask[start:end].view(np.uint8).reshape(shape[0], -1)
+            rows, columns = (_eighths(matrix.sum(axis=axis, dtype=np.uint32)) for axis in (1, 0))  # 32: the fastest
             classes[start:end].reshape(matrix.shape)[:] += 2 * _EIGHTHS * rows[:, None] + 2 * columns
         start = end
     return classes
 
 
-def _eighths(counts: NDArray[np.int64]) -> Classes:
+def _eighths(counts: NDArray[np.uint32]) -> Classes:
     return (np.searchsorted(np.sort(counts), counts) * _EIGHTHS // len(counts)).astype(np.uint8)
+
+
+def _count(classes: Classes) -> NDArray[np.int64]:
+    """Count each class, two places at a time, which takes half as long."""
+    even = len(classes) & -2
+    pairs = np.bincount(classes[:even].view(np.uint16), minlength=1 << 16).reshape(1 << 8, 1 << 8)
+    counts: NDArray[np.int64] = pairs.sum(axis=0) + pairs.sum(axis=1)
+    counts[classes[even:]] += 1
+    return counts[:_CLASSES]
 
 
 def _group(marked: NDArray[np.int64], sizes: NDArray[np.int64]) -> Classes:

@@ -89,7 +89,8 @@ def _join(counts: Ints) -> tuple[Ints, int]:
     pieces = int(counts[:, 0].sum())
     classes = np.arange(len(counts))
     costs = _cost(counts, pieces)
-    gains = np.stack([_gains(counts, costs, i, pieces) for i in range(len(counts))])
+    gains = costs + costs[:, None] - _cost(counts + counts[:, None], pieces)
+    np.fill_diagonal(gains, 0)
     while True:
         i, j = divmod(int(gains.argmax()), len(gains))
         if gains[i, j] <= 0:
@@ -111,11 +112,11 @@ def _gains(counts: Ints, costs: Ints, i: int, pieces: int) -> Ints:
 
 
 def _cost(counts: Ints, pieces: int) -> Ints:
-    """Give the costs of classes [classes], see `_join`: of their tokens, their tables, and of naming them."""
-    of_class, tokens = counts[:, 0], counts[:, 1:]
-    coded = _bits(tokens.sum(axis=1)) - _bits(tokens).sum(axis=1)
+    """Give the costs of classes [...], see `_join`: of their tokens, their tables, and of naming them."""
+    of_class, tokens = counts[..., 0], counts[..., 1:]
+    coded = _bits(tokens.sum(axis=-1)) - _bits(tokens).sum(axis=-1)
     named = of_class * _bits(np.array(pieces)) // pieces - _bits(of_class)
-    costs: Ints = coded + named + _STEPS * _TABLE_BITS_PER_SYMBOL * np.count_nonzero(tokens, axis=1)
+    costs: Ints = coded + named + _STEPS * _TABLE_BITS_PER_SYMBOL * np.count_nonzero(tokens, axis=-1)
     return costs
 
 

@@ -46,7 +46,7 @@ def fit(counts: Ints, scale: int) -> tuple[Table, float]:
     best: tuple[Table, float] | None = None
     for digits in _DIGITS:
         table = Table(_settle(_rounded(exact, digits), used, digits, usual, scale), usual, digits)
-        bits = 8 * len(encode(table)) + float((counts[used] * (scale - np.log2(table.frequencies[used]))).sum())
+        bits = _Written(table).bits + float((counts[used] * (scale - np.log2(table.frequencies[used]))).sum())
         if best is None or bits < best[1]:
             best = table, bits
     assert best is not None  # noqa: S101 - there are digits to try
@@ -55,15 +55,24 @@ def fit(counts: Ints, scale: int) -> tuple[Table, float]:
 
 def encode(table: Table) -> bytes:
     """Encode a table; the inverse of `decode`."""
-    written = np.delete(table.frequencies, table.usual, axis=1)
-    lengths = _bit_lengths(written)
-    by_row, by_column = (bitfield.pack_unary(_fold(np.diff(lengths, axis=axis, prepend=0)).ravel()) for axis in (1, 0))
-    by_columns = len(by_column) < len(by_row)
-    widths = np.clip(lengths - 1, 0, table.digits)
-    fields = (written >> np.maximum(lengths - 1 - widths, 0)) & ((1 << widths) - 1)
+    written = _Written(table)
     head = bitfield.pack_number(table.frequencies.shape[1]) + bitfield.pack_number(table.usual)
-    lead = bytes([table.digits | by_columns << 4]) + (by_column if by_columns else by_row)
-    return head + lead + bitfield.pack(fields.ravel(), widths.ravel())
+    lead = bytes([table.digits | written.by_columns << 4]) + bitfield.pack_unary(written.steps)
+    fields = (written.values >> np.maximum(written.lengths - 1 - written.widths, 0)) & ((1 << written.widths) - 1)
+    return head + lead + bitfield.pack(fields.ravel(), written.widths.ravel())
+
+
+class _Written:
+    """What of a table is written: frequencies, their bit lengths and steps of these, the widths of fields; how much."""
+
+    def __init__(self, table: Table) -> None:
+        self.values = np.delete(table.frequencies, table.usual, axis=1)
+        self.lengths = _bit_lengths(self.values)
+        by_row, by_column = (_fold(np.diff(self.lengths, axis=axis, prepend=0)).ravel() for axis in (1, 0))
+        self.by_columns = int(by_column.sum()) < int(by_row.sum())
+        self.steps = by_column if self.by_columns else by_row
+        self.widths = np.clip(self.lengths - 1, 0, table.digits)
+        self.bits = int(self.steps.sum()) + len(self.steps) + int(self.widths.sum())
 
 
 def decode(reader: bitfield.Reader, contexts: int, alphabet: int, scale: int) -> Ints:
