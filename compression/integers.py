@@ -8,14 +8,14 @@ A vector is some tensors laid end to end, whose sizes both sides know. It is one
     2   i32 smallest value; u8 width w (0 to 4); a zstandard frame (`frames.py`) of the w lowest bytes of the same, of
         all values first the least significant, and so on
     3   u8 b (4 to 31); u8 k, the number of classes (1 to 255); u8 t, the number of tokens (1 to 168); the length of the
-        classes, and of the tokens, both as numbers (`bitfield.py`); a frame of the classes, a byte each; the tokens as
+        classes, and of the tokens, both as numbers (`bitfield.py`); the classes (`pieces.py`); the tokens as
         `entropy.py` codes them; to the end what the tokens leave (`tokens.py`)
 
 In coding 3 each tensor is cut into pieces of 2^b values (`pieces.py`), and each piece has one of k classes, which says
 what its values are like: the magnitude and the sign of an update change along a tensor, from row to row, by more than
-it costs to say so every 32 values. A class is sent as its difference from the one before (the first from 0), modulo k.
-The tokens of a class share one table, so that a bias of ten values pays for none. Who knows more of the shape may give
-the sizes of parts of tensors for those of tensors: rows, or the stretches of a row that belong to one channel.
+it costs to say so every 16 values. The tokens of a class share one table, so that a bias of ten values pays for none.
+Who knows more of the shape may give the sizes of parts of tensors for those of tensors: rows, or the stretches of a row
+that belong to one channel.
 
 The smallest coding is taken, the first of equals. Integers are little-endian.
 """
@@ -32,7 +32,7 @@ from edge_runtime.compression.errors import DecodeError
 Integers = NDArray[np.int32]
 
 _PLAIN = struct.Struct("<iB")
-_PIECES = (5, pieces.WHOLE)
+_PIECES = (4, pieces.WHOLE)
 
 
 def encode(values: Integers, sizes: Sequence[int]) -> bytes:
@@ -106,8 +106,8 @@ def _encode_tokens(values: Integers, sizes: Sequence[int]) -> bytes:
     tried = [(b, pieces.classify(values, found, pieces.lengths(sizes, b))) for b in _PIECES]
     b, classes = min(tried, key=lambda choice: choice[1].cost)
     k, t = classes.count, int(found.max()) + 1
-    named = frames.pack((np.diff(classes.of_pieces, prepend=0) % k).astype(np.uint8).tobytes())
-    coded = entropy.encode(found, t, np.repeat(classes.of_pieces.astype(np.uint8), pieces.lengths(sizes, b)))
+    named = pieces.encode(classes)
+    coded = entropy.encode(found, t, np.repeat(classes.of_pieces, pieces.lengths(sizes, b)))
     head = bytes([b, k, t]) + bitfield.pack_number(len(named)) + bitfield.pack_number(len(coded))
     return head + named + coded + rest
 
@@ -118,7 +118,6 @@ def _decode_tokens(reader: bitfield.Reader, sizes: Sequence[int]) -> Integers:
         raise DecodeError(f"integers: pieces of 2^{b} values, {k} classes, {t} tokens")
     named_bytes, coded_bytes = reader.take_number(), reader.take_number()
     lengths = pieces.lengths(sizes, b)
-    named = np.frombuffer(frames.unpack(reader.take(named_bytes), len(lengths)), np.uint8)
-    of_pieces = np.cumsum(named, dtype=np.int64) % k
-    found = entropy.decode(reader.take(coded_bytes), sum(sizes), t, np.repeat(of_pieces.astype(np.uint8), lengths))
+    of_pieces = pieces.decode(reader.take(named_bytes), len(lengths), k)
+    found = entropy.decode(reader.take(coded_bytes), sum(sizes), t, np.repeat(of_pieces, lengths))
     return tokens.join(found, reader.rest())

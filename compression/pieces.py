@@ -5,6 +5,11 @@ only the classes are sent. The encoder sorts pieces into kinds by the mean magni
 more are positive than negative: in a row of a layer's update both stay the same for a while. It then joins kinds, each
 time the two that save most, as long as that makes the whole smaller: a table less, and fewer classes to tell apart,
 against tables that fit less well.
+
+Classes are sent as symbols (`entropy.py`) of an alphabet of k, each in the context of the class of the piece before it.
+So that many can be read at once, the pieces are cut into runs of 64: the first ones of all runs come first, in the
+context 0, then the second ones ..., each in the context 1 + (the class before it in its run), with a cut after each
+place. k is at most 255.
 """
 
 from collections.abc import Sequence
@@ -13,6 +18,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edge_runtime.compression import entropy
 
 Ints = NDArray[np.int64]
 
@@ -26,13 +33,14 @@ _TABLE_BITS_PER_SYMBOL = 12
 _STEPS = 256
 """Costs are whole numbers of a 256th of a bit: their sums are exact, and so the same on every machine."""
 _TILE = 1 << 16
+_RUN = 64
 
 
 @dataclass(frozen=True)
 class Classes:
     """A class for each piece [pieces], numbered from 0 in the order of magnitude, and what all will cost, about."""
 
-    of_pieces: Ints
+    of_pieces: NDArray[np.uint8]
     cost: int
 
     @property
@@ -55,7 +63,33 @@ def classify(values: NDArray[np.int32], tokens: NDArray[np.uint8], pieces: Ints)
     used, kinds = np.unique(_kinds(values, pieces), return_inverse=True)
     counts = _count(tokens, np.repeat(kinds.astype(np.uint16), pieces), len(used))
     joined, cost = _join(np.column_stack([np.bincount(kinds), counts]))
-    return Classes(joined[kinds], cost)
+    return Classes(joined[kinds].astype(np.uint8), cost)
+
+
+def encode(classes: Classes) -> bytes:
+    """Encode the classes of pieces; the inverse of `decode`."""
+    of_pieces = classes.of_pieces
+    before = np.where(np.arange(len(of_pieces)) % _RUN > 0, 1 + np.roll(of_pieces, 1), 0).astype(np.uint8)
+    rows = [slice(i, None, _RUN) for i in range(min(_RUN, len(of_pieces)))]
+    symbols, contexts = (np.concatenate([all_[row] for row in rows]) for all_ in (of_pieces, before))
+    cuts = np.cumsum([len(of_pieces[row]) for row in rows])[:-1].tolist()
+    return entropy.encode(symbols, classes.count, contexts, 1 + classes.count, cuts)
+
+
+def decode(data: bytes, count: int, k: int) -> NDArray[np.uint8]:
+    """Decode hostile bytes into classes [count] below k.
+
+    Raises:
+        DecodeError: they are not such classes.
+    """
+    of_pieces, contexts = np.empty(count, np.uint8), np.zeros(-(-count // _RUN), np.uint8)
+    decoder = entropy.Decoder(data, count, k, 1 + k)
+    for i in range(min(_RUN, count)):
+        row = of_pieces[i::_RUN]
+        row[:] = decoder.take(len(row), contexts[: len(row)])
+        contexts = 1 + row
+    decoder.finish()
+    return of_pieces
 
 
 def _kinds(values: NDArray[np.int32], pieces: Ints) -> Ints:
