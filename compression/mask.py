@@ -1,20 +1,17 @@
 """Masks on the wire: as a seed, whole, or as what changed. Bits in, bytes out, and back.
 
 Both sides know the shapes of the tensors that a bit vector lies over, end to end. The vector is the coding of its bits
-(`bitplanes.py`) as those of one tensor: of its shape if there is only one, else flat. Or it is one byte 7 and then
-the codings of all tensors, one after the other; in each but the last, if it is a coding 0 to 4, the number
+(`bitplanes.py`) as those of one tensor: of its shape if there is only one, else flat. Or it is one byte 6 and then
+the codings of all tensors, one after the other; in each but the last, if it is a coding 0 to 3, the number
 (`bitfield.py`) of the bytes that follow comes after its first byte.
 
 A change from a mask that both sides hold is one byte that names its form, then:
 
     0   nothing: the mask stays as it is
     1   the new mask as a bit vector
-    2   (no longer written) old XOR new as a bit vector
-    3   (no longer written) u32 length of the first, then two flat bit vectors: which of the active were dropped, which
-        inactive ones grown
-    4   which places change, in the context of the old mask (`marks.py`)
-    5   which places are dropped, in the same way; as many grow in the same tensor, drawn from a seed that both know
-    6   the same, but the dropped places as a bit vector
+    2   which places change, in the context of the old mask (`marks.py`)
+    3   which places are dropped, in the same way; as many grow in the same tensor, drawn from a seed that both know
+    4   the same, but the dropped places as a bit vector
 
 A mask from a seed, and growth from one, are defined by the raw
 64-bit draws of PCG64, started by numpy's SeedSequence from the seed as a little-endian integer. numpy promises the same
@@ -23,7 +20,6 @@ draws for ever (NEP 19), but not the same results of its sampling functions.
 
 import itertools
 import math
-import struct
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -40,8 +36,7 @@ _PIECE = 1 << 18
 _TOP_BITS = 12
 _SHIFT = np.uint64(64 - _TOP_BITS)
 _FEW = 64
-_SEVERAL = b"\x07"
-_SIZE = struct.Struct("<I")
+_SEVERAL = b"\x06"
 
 
 def from_seed(seed: bytes, sizes: Sequence[int], active: Sequence[int]) -> Bits:
@@ -160,7 +155,7 @@ def encode_change(old: Bits, new: Bits, shapes: Shapes = ()) -> bytes:
         return b"\x00"
     if not marks.are_few(changed):
         return b"\x01" + encode(new, shapes)
-    places = b"\x04" + marks.encode(changed, old, shapes)
+    places = b"\x02" + marks.encode(changed, old, shapes)
     if _FEW * len(places) < len(old):  # to try the whole mask as well would take several times as long
         return places
     return min((places, b"\x01" + encode(new, shapes)), key=len)
@@ -174,7 +169,7 @@ def encode_regrowth(old: Bits, dropped: Bits, shapes: Shapes = ()) -> bytes:
         dropped: bits of the same length.
         shapes: as of `encode`.
     """
-    return b"\x05" + marks.encode(dropped, old, shapes) if marks.are_few(dropped) else b"\x06" + encode(dropped, shapes)
+    return b"\x03" + marks.encode(dropped, old, shapes) if marks.are_few(dropped) else b"\x04" + encode(dropped, shapes)
 
 
 def decode_change(data: bytes, old: Bits, shapes: Shapes = (), seed: bytes = b"", again: bool = True) -> Bits:
@@ -196,27 +191,13 @@ def decode_change(data: bytes, old: Bits, shapes: Shapes = (), seed: bytes = b""
         case b"\x01":
             return decode(data[1:], len(old), shapes)
         case b"\x02":
-            return old ^ decode(data[1:], len(old), shapes)
-        case b"\x03" if len(data) >= 1 + _SIZE.size:
-            return _decode_two_sets(data, old)
-        case b"\x04":
             return old ^ marks.decode(data[1:], old, shapes)
-        case b"\x05" if seed:
+        case b"\x03" if seed:
             return regrow(old, marks.decode(data[1:], old, shapes), shapes, seed, again)
-        case b"\x06" if seed:
+        case b"\x04" if seed:
             return regrow(old, decode(data[1:], len(old), shapes), shapes, seed, again)
         case _:
             raise DecodeError("mask: not a change of a mask")
-
-
-def _decode_two_sets(data: bytes, old: Bits) -> Bits:
-    start = 1 + _SIZE.size
-    end = start + _SIZE.unpack_from(data, 1)[0]
-    active = int(np.count_nonzero(old))
-    new = old.copy()
-    new[old] ^= decode(data[start:end], active)
-    new[~old] ^= decode(data[end:], len(old) - active)
-    return new
 
 
 def regrow(old: Bits, dropped: Bits, shapes: Shapes, seed: bytes, again: bool = True) -> Bits:

@@ -13,10 +13,10 @@ from edge_runtime.coordinator.wire_subjects import Array, Coding, Subject, entro
 from edge_runtime.coordinator.wire_tensors import STRUCTURES, structures, tables
 from edge_runtime.coordinator.wire_train import Sample
 
-_STRUCTURED = 4
-_FORMS = ("bitmap", "zstd", "", "gaps", "", "zeros", "ones")
+_STRUCTURED = 3
+_FORMS = ("bitmap", "zstd", "gaps", "", "zeros", "ones")
 """Of `bitplanes.py`, by their number."""
-_CHANGES = {0: "nothing", 1: "new mask", 4: "places in context"}
+_CHANGES = {0: "nothing", 1: "new mask", 2: "places in context"}
 """What `mask.encode_change` may write."""
 _SEED = bytes(masks.SEED_BYTES)
 
