@@ -19,7 +19,7 @@ from edge_runtime.coordinator import content
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import Run
 from edge_runtime.errors import DecodeError
-from edge_runtime.grid import Bits, Exponents, Grid
+from edge_runtime.grid import Bits, Exponents, Grid, Initial
 from edge_runtime.tree import Layout
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ class Downlink:
         self._columns = algorithm.wire_columns(run.settings)
         self._most = algorithm.wire_values(run.settings)
         self._coding = coding.parse(run.config.down, "run: down")
+        drawn = run.description.model.drawn
+        self._initial: Initial = (lambda held: run.initial if held is None else run.initial[held]) if drawn else None
         # Kept up from the start, whoever asks for steps: a run that is resumed must choose the same ones.
         model = server.shared() if wire.tells(run.parts.Down) else None
         self._steps: Exponents | None = None if model is None else grid.exponents(None, model, self._layout, None)
@@ -97,7 +99,7 @@ class Downlink:
             data = wire.encode_down(down, chosen, grid.counts(self._layout, held), told, self._columns)
             if evaluate:
                 rest = None if sparse is None else whole or server.shared()
-                data = wire.encode_evaluation(data, rest, self._layout)
+                data = wire.encode_evaluation(data, rest, self._layout, self._initial)
             _put(self._downs, key, data, _KEPT_DOWNS)
         return self._downs[key]
 
@@ -105,11 +107,12 @@ class Downlink:
         """Encode values of the grid; once, if all devices that hold the same are told the same."""
         if self._sparse is not None:
             base = None if base is None else grid.part(base, self._sparse.support(device, base.round))
-            return grid.encode(grid.part(whole, held), self._layout, base)
+            return grid.encode(grid.part(whole, held), self._layout, base, self._initial)
         key = whole.round, whole.exponents.tobytes(), -1 if base is None else base.round
         if key not in self._same:
             base = None if base is None else grid.part(base, held)
-            _put(self._same, key, grid.encode(grid.part(whole, held), self._layout, base), _KEPT_SAME)
+            told = grid.encode(grid.part(whole, held), self._layout, base, self._initial)
+            _put(self._same, key, told, _KEPT_SAME)
         return self._same[key]
 
     def held_after(self, device: str, up: Any) -> str:

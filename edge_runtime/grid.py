@@ -11,15 +11,21 @@ nest: with another step, both count in the finer one.
 e_l moves only when the change has at least doubled or halved twice since it was set. Before the first change is known,
 it is taken for 1/16 of the tensor's rms. |k| stays below 2^24, so that float32 holds it exactly.
 
-The coded form, little-endian: u32 round, one signed byte per tensor (its e_l); then either one byte 0 and all k, or one
-byte 1, u32 round of the grid that the other side holds, u32 length of the first of two vectors of whole numbers, and
-those: the differences of what it holds, then k of what it does not. Vectors of whole numbers are
-`compression/integers.py`'s, cut into the rows of the tensors.
+What a device does not hold yet it may know all the same: a built-in model begins as its run's seed says
+(`models.initial`), and most of it stays close to that. So it is told k - k0, with k0 = round(w_0 / 2^e_l), half to even
+and at most 2^23 either way.
+
+The coded form, little-endian: u32 round, one signed byte per tensor (its e_l), and one byte, 0 to 3. If that is odd:
+u32 round of the grid that the other side holds, u32 length of the vector that comes next, and the differences of what
+it holds. Then what it does not hold: k, or if the byte is 2 or 3, u32 CRC-32 of these k0 as i32, and k - k0. These are
+vectors of whole numbers (`compression/integers.py`), cut into the rows of the tensors.
 """
 
+import dataclasses
 import itertools
 import struct
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,10 +39,14 @@ Bits = NDArray[np.bool_]
 Integers = NDArray[np.int32]
 Exponents = NDArray[np.int8]
 
-_HEAD, _BASE = struct.Struct("<I"), struct.Struct("<II")
+Initial = Callable[[Bits | None], Flat] | None
+"""Gives w_0 at some places of the model [size] (None: at all), in the layout's order; None: nobody knows it."""
+
+_HEAD, _BASE, _CRC = struct.Struct("<I"), struct.Struct("<II"), struct.Struct("<I")
 _LOWEST, _HIGHEST, _MOST_BITS = -100, 100, 23
 _FIRST_CHANGE = 1 / 16
 _SLACK = 2
+_CHANGE, _FROM_START = 1, 2
 _MOST_APART = 6
 """Between two exponents, for a difference to be sent."""
 
@@ -111,19 +121,20 @@ def part(grid: Grid, held: Bits | None) -> Grid:
     return grid if held is None else Grid(grid.round, grid.exponents, grid.values[held], held)
 
 
-def encode(grid: Grid, layout: Layout, base: Grid | None) -> bytes:
-    """Encode for a device that holds `base` (None: nothing); the inverse of `decode`."""
-    head = _HEAD.pack(grid.round) + grid.exponents.tobytes()
-    sizes = counts(layout, grid.held)
+def encode(grid: Grid, layout: Layout, base: Grid | None, initial: Initial = None) -> bytes:
+    """Encode for a device that holds `base` (None: nothing) and may know w_0; the inverse of `decode`."""
+    start = None if initial is None else _snapped(initial(grid.held), layout, grid)
+    head, from_start = _HEAD.pack(grid.round) + grid.exponents.tobytes(), 0 if start is None else _FROM_START
     whole = b""
     if base is None or not np.array_equal(base.exponents, grid.exponents):
-        whole = head + b"\x00" + integers.encode(grid.values, rows(layout, grid.held))
+        every = np.ones(len(grid.values), np.bool_)
+        whole = head + bytes([from_start]) + _encode_fresh(grid, layout, every, start)
     if base is None:
         return whole
     sent = grid.values.copy()
     known = np.empty(len(sent), np.bool_)
     for at, (mine, theirs), (found, values) in zip(
-        cuts(sizes), _exponents(grid, base), _aligned(layout, base, grid.held), strict=True
+        cuts(counts(layout, grid.held)), _exponents(grid, base), _aligned(layout, base, grid.held), strict=True
     ):
         known[at] = found & (abs(mine - theirs) <= _MOST_APART)
         if not known[at].any():
@@ -131,16 +142,16 @@ def encode(grid: Grid, layout: Layout, base: Grid | None) -> bytes:
         old, least = known[at], min(mine, theirs)
         sent[at][old] = (sent[at][old] << (mine - least)) - (values[old] << (theirs - least))
     changes = integers.encode(sent[known], rows(layout, _spread(layout, grid.held, known)))
-    fresh = integers.encode(sent[~known], rows(layout, _spread(layout, grid.held, ~known)))
-    change = head + b"\x01" + _BASE.pack(base.round, len(changes)) + changes + fresh
+    fresh = _encode_fresh(grid, layout, ~known, start)
+    change = head + bytes([from_start | _CHANGE]) + _BASE.pack(base.round, len(changes)) + changes + fresh
     return whole if whole and len(whole) < len(change) else change
 
 
-def decode(data: bytes, layout: Layout, held: Bits | None, base: Grid | None) -> Grid:
-    """Decode hostile bytes into what a device holds at `held` [size], given what it held before.
+def decode(data: bytes, layout: Layout, held: Bits | None, base: Grid | None, initial: Initial = None) -> Grid:
+    """Decode hostile bytes into what a device holds at `held` [size], given what it held before, and maybe w_0.
 
     Raises:
-        DecodeError: malformed, or a difference from something else than `base`.
+        DecodeError: malformed, or a difference from something else than `base`, or than w_0 as it is here.
     """
     tensors, sizes = len(layout.sizes), counts(layout, held)
     start = _HEAD.size + tensors + 1
@@ -150,19 +161,22 @@ def decode(data: bytes, layout: Layout, held: Bits | None, base: Grid | None) ->
     if tensors and not _LOWEST <= int(exponents.min()) <= int(exponents.max()) <= _HIGHEST:
         raise DecodeError("grid: a step is out of range")
     blank = Grid(_HEAD.unpack_from(data)[0], exponents, np.empty(sum(sizes), np.int32), held)
-    match data[start - 1 : start]:
-        case b"\x00":
-            blank.values[:] = integers.decode(data[start:], rows(layout, held))
-        case b"\x01":
-            _add(blank, data[start:], layout, base)
-        case kind:
-            raise DecodeError(f"grid: no form is {kind!r}")
+    form = data[start - 1]
+    if form > _CHANGE | _FROM_START:
+        raise DecodeError(f"grid: no form is {form}")
+    if form & _FROM_START and initial is None:
+        raise DecodeError("grid: it counts from a beginning that this device does not know")
+    known = initial if form & _FROM_START else None
+    if form & _CHANGE:
+        _add(blank, data[start:], layout, base, known)
+    else:
+        _take_fresh(blank, layout, np.ones(len(blank.values), np.bool_), known, data[start:])
     if len(blank.values) and int(np.abs(blank.values.astype(np.int64)).max()) >> (_MOST_BITS + 1):
         raise DecodeError("grid: a value is too large")
     return blank
 
 
-def _add(grid: Grid, data: bytes, layout: Layout, base: Grid | None) -> None:
+def _add(grid: Grid, data: bytes, layout: Layout, base: Grid | None, initial: Initial) -> None:
     """Fill in the values of `grid` from a difference."""
     if len(data) < _BASE.size:
         raise DecodeError("grid: it ends too early")
@@ -177,7 +191,7 @@ def _add(grid: Grid, data: bytes, layout: Layout, base: Grid | None) -> None:
     old = np.concatenate(known)
     end = _BASE.size + length
     changes = integers.decode(data[_BASE.size : end], rows(layout, _spread(layout, grid.held, old)))
-    grid.values[~old] = integers.decode(data[end:], rows(layout, _spread(layout, grid.held, ~old)))
+    _take_fresh(grid, layout, ~old, initial, data[end:])
     done = 0
     for at, here, (_, values), (mine, theirs) in zip(cuts(sizes), known, aligned, _exponents(grid, base), strict=True):
         count = int(np.count_nonzero(here))
@@ -186,6 +200,39 @@ def _add(grid: Grid, data: bytes, layout: Layout, base: Grid | None) -> None:
             held = values[here].astype(np.int64) << (theirs - least)
             grid.values[at][here] = (held + changes[done : done + count]) >> (mine - least)
         done += count
+
+
+def _encode_fresh(grid: Grid, layout: Layout, fresh: Bits, start: Integers | None) -> bytes:
+    """Encode those values of a grid that are `fresh`, from w_0 on its grid if that is known."""
+    at = rows(layout, _spread(layout, grid.held, fresh))
+    if start is None:
+        return integers.encode(grid.values[fresh], at)
+    return _CRC.pack(_crc(start[fresh])) + integers.encode(grid.values[fresh] - start[fresh], at)
+
+
+def _take_fresh(grid: Grid, layout: Layout, fresh: Bits, initial: Initial, data: bytes) -> None:
+    """Fill in those values of a grid that are `fresh`; the inverse of `_encode_fresh`."""
+    places = _spread(layout, grid.held, fresh)
+    if initial is None:
+        grid.values[fresh] = integers.decode(data, rows(layout, places))
+        return
+    start = _snapped(initial(places), layout, dataclasses.replace(grid, held=places))
+    if data[: _CRC.size] != _CRC.pack(_crc(start)):
+        raise DecodeError("grid: it counts from another beginning than this device draws from the seed")
+    grid.values[fresh] = start + integers.decode(data[_CRC.size :], rows(layout, places))
+
+
+def _crc(values: Integers) -> int:
+    return zlib.crc32(values.astype("<i4").tobytes())
+
+
+def _snapped(values: Flat, layout: Layout, grid: Grid) -> Integers:
+    """Count values, which lie where those of `grid` do, in its steps."""
+    found = np.empty(len(values), np.int32)
+    for at, exponent in zip(cuts(counts(layout, grid.held)), grid.exponents, strict=True):
+        steps = np.rint(np.ldexp(values[at].astype(np.float64), -int(exponent)))
+        found[at] = np.clip(steps, -1 << _MOST_BITS, 1 << _MOST_BITS)
+    return found
 
 
 def pack(grid: Grid) -> bytes:

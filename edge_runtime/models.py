@@ -9,16 +9,21 @@ import json
 import math
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.tree import Flat, Layout
 
 Shapes = dict[str, tuple[int, ...]]
+
+_TILE = 1 << 16
+"""Values drawn at a time."""
 
 
 @dataclass(frozen=True)
@@ -123,22 +128,33 @@ class ModelSpec:
         return Layout(tuple(name for name, _ in pairs), tuple(shape for _, shape in pairs))
 
 
-def initial(spec: ModelSpec, seed: int) -> Flat:
+def initial(spec: ModelSpec, seed: int, held: NDArray[np.bool_] | None = None) -> Flat:
     """Draw initial parameters [size]: the same bits for the same seed, whatever backend trains them.
+
+    Of a sparse model only those `held` [size] are kept, so that the others never lie in memory all at once.
 
     Weights and biases of Conv and Linear are uniform in +-1 / sqrt(fan in), torch's default, which is LeCun's rule
     (Efficient BackProp, 1998, section 4.6) up to a factor sqrt(3); a GroupNorm begins as the identity.
     """
-    rng = np.random.default_rng(seed)
-    parts = []
+    parts, start = [np.empty(0, np.float32)], 0
+    for part in _drawn(spec, np.random.default_rng(seed)):
+        end = start + len(part)
+        parts.append(part if held is None else part[held[start:end]])
+        start = end
+    return np.concatenate(parts)
+
+
+def _drawn(spec: ModelSpec, rng: np.random.Generator) -> Iterator[Flat]:
+    """Draw initial parameters, some at a time."""
     for layer in spec.layers:
         for key, shape in layer.shapes.items():
+            size = math.prod(shape)
             if isinstance(layer, GroupNorm):
-                parts.append(np.full(shape, float(key == "weight"), np.float32))
-            else:
-                bound = 1 / math.sqrt(math.prod(layer.shapes["weight"][1:]))
-                parts.append(rng.uniform(-bound, bound, shape).astype(np.float32))
-    return np.concatenate([part.ravel() for part in parts])
+                yield np.full(size, float(key == "weight"), np.float32)
+                continue
+            bound = 1 / math.sqrt(math.prod(layer.shapes["weight"][1:]))
+            for done in range(0, size, _TILE):
+                yield rng.uniform(-bound, bound, min(_TILE, size - done)).astype(np.float32)
 
 
 def _watch_cnn() -> ModelSpec:

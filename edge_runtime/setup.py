@@ -27,6 +27,11 @@ class ModelCard:
     bundle: bytes = b""
     """The model's graphs (`bundle.pack`), for one that is not built in. Empty: the device has the model."""
 
+    @property
+    def drawn(self) -> bool:
+        """Say whether it begins as `models.initial` draws it from the run's seed, so that nobody need be told how."""
+        return not self.bundle and ":" not in self.name
+
 
 @dataclass(frozen=True)
 class Setup:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from edge_runtime.compute import DEFAULT, Compute
 from edge_runtime.devices import meter
 from edge_runtime.devices.profile import profile
 from edge_runtime.errors import ConfigError, DecodeError, DeviceError
-from edge_runtime.grid import Grid
+from edge_runtime.grid import Grid, Initial
 from edge_runtime.message import Blob, Task
 from edge_runtime.processes import give_back_freed_memory
 from edge_runtime.store import FileStore, Store
@@ -87,7 +88,8 @@ def _work(job: Job, task: Task, store: Store, workshop: Workshop) -> Outcome:
     received = store.read(task.down.digest)
     client = parts.Client(settings, model, state)
     support = client.support if isinstance(client, SparseClient) else lambda down: None
-    reading = _Reading(shared_model.layout, algorithm.wire_values(settings), support, account.held)
+    initial = partial(models.initial, models.find(run.model.name), run.seed) if run.model.drawn else None
+    reading = _Reading(shared_model.layout, algorithm.wire_values(settings), support, account.held, initial)
     shared, down, held, faults = _unpack(job.device, task, received, run, parts, settings, reading)
     seeds = seed_set.decode(run.seed_set) if run.seed_set else None
     seed = _seed(run.seed, job.device, task.round)
@@ -212,9 +214,10 @@ class _Reading:
     most: int
     support: wire.Support
     held: Grid | None
+    initial: Initial
 
     def down(self, data: bytes, kind: type[Any]) -> tuple[Any, Grid | None]:
-        return wire.decode_down(data, kind, self.layout, self.most, self.support, self.held)
+        return wire.decode_down(data, kind, self.layout, self.most, self.support, self.held, self.initial)
 
 
 def _unpack(
@@ -237,7 +240,7 @@ def _unpack(
         return None, down, None, faults
     if task.phase == "train":
         return None, *reading.down(received, parts.Down), {}
-    packed, shared = wire.decode_evaluation(received, layout)
+    packed, shared = wire.decode_evaluation(received, layout, reading.initial)
     return shared, *reading.down(packed, parts.Down), {}
 
 

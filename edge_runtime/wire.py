@@ -100,7 +100,13 @@ def decode(data: bytes, kind: type[M], layout: Layout, most: int = 0, support: S
 
 
 def decode_down(
-    data: bytes, kind: type[M], layout: Layout, most: int = 0, support: Support = _whole, held: Grid | None = None
+    data: bytes,
+    kind: type[M],
+    layout: Layout,
+    most: int = 0,
+    support: Support = _whole,
+    held: Grid | None = None,
+    initial: grid.Initial = None,
 ) -> tuple[M, Grid | None]:
     """Decode hostile bytes into a `kind` (an algorithm's Down or Up), and the grid that it was told on.
 
@@ -111,6 +117,7 @@ def decode_down(
         most: values that a vector may hold however small the model is (`algorithm.wire_values`).
         support: says which values of the model the message holds; it is given the message without them.
         held: what the device holds of the shared model.
+        initial: how that began, where it is known.
 
     Raises:
         DecodeError: malformed, too large, of another type, or not finite.
@@ -121,7 +128,7 @@ def decode_down(
     values = codec.decode(data, max_values=most, max_sections=expected)
     if len(values) != expected:
         raise DecodeError(f"{kind.__name__}: {len(values)} sections where {expected} are expected")
-    reading = _Reading(layout, most, held)
+    reading = _Reading(layout, most, held, initial)
     hints, rest = _hints(kind), iter(values)
     found = {}
     for name, what, is_part in fields:
@@ -148,6 +155,7 @@ class _Reading:
     layout: Layout
     most: int
     held: Grid | None
+    initial: grid.Initial
     told: Grid | None = None
     coded: dict[str, tuple[str, bytes]] = dataclasses.field(default_factory=dict)
 
@@ -162,7 +170,7 @@ class _Reading:
         sizes, body = grid.counts(self.layout, held), data[1:]
         match what, data[:1]:
             case "shared", b"g":
-                self.told = grid.decode(body, self.layout, held, self.held)
+                self.told = grid.decode(body, self.layout, held, self.held, self.initial)
                 return self.told.floats(self.layout)
             case "shared" | "change", b"h":
                 values = floats.decode_bf16(body, sizes)
@@ -290,14 +298,14 @@ def leak(up: Any, layout: Layout, private: Collection[str]) -> str:
     return ""
 
 
-def encode_evaluation(down: bytes, shared: Flat | Grid | None, layout: Layout) -> bytes:
+def encode_evaluation(down: bytes, shared: Flat | Grid | None, layout: Layout, initial: grid.Initial = None) -> bytes:
     """Pack an encoded Down and the whole shared model [size] (None: `down` has it, or there is none)."""
     if shared is None:
         return codec.encode([down])
-    return codec.encode([down, grid.encode(shared, layout, None) if isinstance(shared, Grid) else shared])
+    return codec.encode([down, grid.encode(shared, layout, None, initial) if isinstance(shared, Grid) else shared])
 
 
-def decode_evaluation(data: bytes, layout: Layout) -> tuple[bytes, Flat | None]:
+def decode_evaluation(data: bytes, layout: Layout, initial: grid.Initial = None) -> tuple[bytes, Flat | None]:
     """Unpack hostile bytes into an encoded Down and the whole shared model; the inverse of `encode_evaluation`.
 
     Raises:
@@ -306,7 +314,7 @@ def decode_evaluation(data: bytes, layout: Layout) -> tuple[bytes, Flat | None]:
     values = codec.decode(data, max_values=layout.size, max_sections=2)
     shared = values[1] if len(values) == 2 else None
     if isinstance(shared, bytes):
-        shared = grid.decode(shared, layout, None, None).floats(layout)
+        shared = grid.decode(shared, layout, None, None, initial).floats(layout)
     if not values or not isinstance(values[0], bytes) or not (shared is None or isinstance(shared, np.ndarray)):
         raise DecodeError("evaluation: not a Down and a model")
     if shared is not None and (len(shared) != layout.size or not np.isfinite(shared).all()):

@@ -117,8 +117,13 @@ def _messages() -> Iterator[Target]:
     steps = grid.exponents(None, values, _LAYOUT, None)
     grids = [grid.snap(values * scale, _LAYOUT, t, steps, 0) for t, scale in enumerate((1.0, 1.1))]
     parts = [grid.part(one, held) for one in grids]
-    told = (grid.encode(parts[1], _LAYOUT, None), grid.encode(parts[1], _LAYOUT, parts[0]))
-    yield Target("grid", lambda data: grid.decode(data, _LAYOUT, held, parts[0]), told)
+
+    def initial(where: grid.Bits | None) -> grid.Flat:
+        return 0.9 * values if where is None else 0.9 * values[where]
+
+    known = [(base, start) for base in (None, parts[0]) for start in (None, initial)]
+    told = tuple(grid.encode(parts[1], _LAYOUT, *what) for what in known)
+    yield Target("grid", lambda data: grid.decode(data, _LAYOUT, held, parts[0], initial), told)
     up = fedavg.Up(3, 50, values)
     names = ("lossless", "bf16", "step:0.5", "bits:1", "bits:4")
     links = [wire.Uplink(coding.parse(text, "up"), columns=10) for text in names]

@@ -37,4 +37,4 @@ def test_what_another_machine_reads_otherwise_is_named() -> None:
     theirs = across.read()
     assert across.differences(theirs) == ([], [])
     other = [{**one, "read": "0" * 64} if one["decoder"] == "grid" else one for one in theirs]
-    assert across.differences(other)[0] == ["grid", "grid"]
+    assert across.differences(other)[0] == ["grid"] * sum(one["decoder"] == "grid" for one in theirs)

@@ -1,5 +1,7 @@
 """The grid: what both sides hold of a shared model is the same to the bit, and differences of it are exact."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,6 +18,10 @@ LAYOUT = Layout(("w", "b", "v"), ((20, 30), (30,), (40, 5)))
 
 def a_model(seed: int, scale: float = 1.0) -> Flat:
     return np.random.default_rng(seed).normal(0, scale, LAYOUT.size).astype(np.float32)
+
+
+def beginning(held: NDArray[np.bool_] | None) -> Flat:
+    return a_model(100) if held is None else a_model(100)[held]
 
 
 def some(seed: int, density: float) -> NDArray[np.bool_]:
@@ -67,8 +73,24 @@ def test_a_difference_gives_exactly_what_the_whole_would(
     before, now = told(model, 3, change, finer[0]), told(model + change, 4, change, finer[1])
     old, new = (None if density == 1 else some(seed + i, density) for i, density in enumerate(densities))
     base, wanted = grid.part(before, old), grid.part(now, new)
-    for data, held in ((grid.encode(wanted, LAYOUT, base), base), (grid.encode(wanted, LAYOUT, None), None)):
-        assert same(grid.decode(data, LAYOUT, new, held), wanted)
+    for held, start in itertools.product((base, None), (beginning, None)):
+        data = grid.encode(wanted, LAYOUT, held, start)
+        assert same(grid.decode(data, LAYOUT, new, held, start), wanted)
+
+
+def test_a_model_that_stays_close_to_its_beginning_costs_little_where_that_is_known() -> None:
+    now = told(beginning(None) + a_model(1, 0.001), 7, a_model(2, 0.001))
+    assert len(grid.encode(now, LAYOUT, None, beginning)) < len(grid.encode(now, LAYOUT, None)) / 3
+    here = grid.part(now, some(0, 0.5))
+    assert len(grid.encode(here, LAYOUT, None, beginning)) < len(grid.encode(here, LAYOUT, None)) / 3
+
+
+def test_a_beginning_that_is_another_or_unknown_is_refused() -> None:
+    data = grid.encode(told(a_model(0), 0), LAYOUT, None, beginning)
+    with pytest.raises(DecodeError, match="from another beginning than this device draws"):
+        grid.decode(data, LAYOUT, None, None, lambda held: beginning(held) + np.float32(1))
+    with pytest.raises(DecodeError, match="from a beginning that this device does not know"):
+        grid.decode(data, LAYOUT, None, None)
 
 
 def test_what_changes_little_costs_little() -> None:
@@ -97,12 +119,13 @@ def test_a_difference_from_a_grid_that_is_not_held_is_refused_and_says_so() -> N
 @given(st.data())
 def test_hostile_bytes_are_refused_or_read(data: st.DataObject) -> None:
     base = told(a_model(0), 4)
-    sent = bytearray(grid.encode(told(a_model(1), 5), LAYOUT, data.draw(st.sampled_from([None, base]))))
+    held, start = data.draw(st.sampled_from([None, base])), data.draw(st.sampled_from([None, beginning]))
+    sent = bytearray(grid.encode(told(a_model(1), 5), LAYOUT, held, start))
     for _ in range(data.draw(st.integers(1, 4))):
         sent[data.draw(st.integers(0, len(sent) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(sent)))
     try:
-        found = grid.decode(bytes(sent[:cut]), LAYOUT, None, base)
+        found = grid.decode(bytes(sent[:cut]), LAYOUT, None, base, beginning)
     except DecodeError:
         return
     assert np.isfinite(found.floats(LAYOUT)).all()

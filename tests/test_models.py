@@ -90,3 +90,9 @@ def test_a_damaged_or_missing_file_of_initial_values_is_refused(tmp_path, damage
 
     with pytest.raises(ConfigError, match=r"model\.npz: not a file of initial parameters"):
         models.read_initial(tmp_path / "model.npz")
+
+
+def test_of_a_sparse_model_only_what_is_held_is_drawn_and_has_the_same_values() -> None:
+    spec = models.find("cnn")
+    held = np.random.default_rng(0).random(spec.layout.size) < 0.1
+    assert np.array_equal(models.initial(spec, 3, held), models.initial(spec, 3)[held])
