@@ -86,7 +86,7 @@ class RoundsCore:
         return [device for device in self.progress.cohort if device not in answered]
 
     def tick(self) -> list[Action]:
-        """Repeat what is outstanding, less and less often to a device that stays silent."""
+        """Repeat what is outstanding, less and less often."""
         actions: list[Action] = []
         for device in self.missing():
             if self._uploads.holds(device):
@@ -112,7 +112,6 @@ class RoundsCore:
 
     def handle(self, device: str, message: Message) -> list[Action]:
         """Take a message from a device; what is not for a coordinator, or not now, gives no action."""
-        self._uploads.heard(device)
         if device in self.progress.known:
             self.online.add(device)  # whatever it says, it is back
         match message:
@@ -177,6 +176,7 @@ class RoundsCore:
 
     def _on_hello(self, device: str) -> list[Action]:
         actions: list[Action] = []
+        self._uploads.anew(device)
         self._uploads.lose(device)
         self.online.add(device)
         if device not in self.progress.known:

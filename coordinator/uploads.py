@@ -12,8 +12,8 @@ from edge_runtime.transfer import Incoming
 
 MOST_CHUNKS = 512
 """On their way from all devices together; with more devices than that, one from each."""
-_MAX_SILENCE = 16
-"""Ticks between two repetitions to a device that does not answer."""
+_MAX_TICKS = 16
+"""Between two repetitions of a task. Who was away says hello, and is told again at once."""
 
 
 class Uploads:
@@ -21,17 +21,17 @@ class Uploads:
 
     def __init__(self) -> None:
         self._incoming: dict[str, tuple[Offer, Incoming]] = {}
-        self._silence: dict[str, int] = {}
+        self._ticks: dict[str, int] = {}
 
-    def heard(self, device: str) -> None:
-        """Note that a device spoke."""
-        self._silence[device] = 0
+    def anew(self, device: str) -> None:
+        """Note that a device has come back, or has another task."""
+        self._ticks[device] = 0
 
     def due(self, device: str) -> bool:
-        """Count a tick without a word from a device; say whether to repeat what it should answer (ever less often)."""
-        silence = self._silence.get(device, 0) + 1
-        self._silence[device] = silence
-        return silence <= 1 or not silence & (silence - 1) or not silence % _MAX_SILENCE
+        """Count a tick that a device's task is open; say whether to repeat it (ever less often, whatever it says)."""
+        ticks = self._ticks.get(device, 0) + 1
+        self._ticks[device] = ticks
+        return not ticks & (ticks - 1) or not ticks % _MAX_TICKS
 
     def holds(self, device: str) -> bool:
         """Say whether an update of this device is on its way."""
@@ -86,7 +86,7 @@ class Uploads:
     def clear(self) -> None:
         """Forget all."""
         self._incoming.clear()
-        self._silence.clear()
+        self._ticks.clear()
 
     def _window(self) -> int:
         return max(1, min(WINDOW, MOST_CHUNKS // max(1, len(self._incoming))))

@@ -83,7 +83,7 @@ class VersionsCore:
         return sorted(device for device, number in self.progress.issued.items() if number > judged.get(device, -1))
 
     def tick(self) -> list[Action]:
-        """Repeat what is outstanding, less and less often to a device that stays silent."""
+        """Repeat what is outstanding, less and less often."""
         actions: list[Action] = []
         for device in self.missing():
             if self._uploads.holds(device):
@@ -101,7 +101,6 @@ class VersionsCore:
 
     def handle(self, device: str, message: Message) -> list[Action]:
         """Take a message from a device; what is not for a coordinator, or not now, gives no action."""
-        self._uploads.heard(device)
         self._heard.add(device)
         if device in self.progress.known:
             self.online.add(device)
@@ -125,6 +124,7 @@ class VersionsCore:
 
     def issued(self, device: str, number: int) -> None:
         """Go on after a new task was made durable."""
+        self._uploads.anew(device)
         self.progress.issued[device] = number
         self.doing.pop(device, None)
 
@@ -190,6 +190,7 @@ class VersionsCore:
 
     def _on_hello(self, device: str) -> list[Action]:
         actions: list[Action] = []
+        self._uploads.anew(device)
         self._uploads.lose(device)
         self.online.add(device)
         if device not in self.progress.known:

@@ -17,7 +17,7 @@ from edge_runtime.coordinator.actions import (
     Tell,
 )
 from edge_runtime.coordinator.rounds import RoundsCore
-from edge_runtime.message import Blob, Chunk, Fate, Hello, Message, Need, Offer, Refuse, Welcome
+from edge_runtime.message import Blob, Chunk, Fate, Hello, Message, Need, Offer, Refuse, Status, Welcome
 
 DEVICES = ("a", "b", "c")
 UP = Blob("c" * 64, 70_000)
@@ -155,10 +155,18 @@ def test_a_run_in_which_too_many_refuse_says_so_instead_of_waiting() -> None:
     assert core.stuck == "3 of 3 devices refused (a: no torch)"
 
 
-def test_a_silent_device_is_reminded_less_and_less_often() -> None:
+@pytest.mark.parametrize("says", [None, Status("run", 0, "training")])
+def test_a_device_is_reminded_of_its_task_less_and_less_often_whatever_it_says(says: Status | None) -> None:
     core = opened()
-    reminded = [Assign("a", False) in core.tick() for _ in range(40)]
-    assert [index + 1 for index, said in enumerate(reminded) if said] == [1, 2, 4, 8, 16, 32]
+    reminded = []
+    for tick in range(1, 41):
+        if Assign("a", False) in core.tick():
+            reminded.append(tick)
+        if says is not None:
+            core.handle("a", says)
+    assert reminded == [1, 2, 4, 8, 16, 32]
+    assert core.handle("a", Hello("boot")) == [Assign("a", False)]
+    assert Assign("a", False) in core.tick()
 
 
 def test_damaged_bytes_are_asked_for_again() -> None:
