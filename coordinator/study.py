@@ -57,6 +57,8 @@ class Scenario:
     """Keys of [algorithm]; each case takes those that its algorithm has."""
     cases: tuple[Case, ...]
     backend: str = "auto"
+    slow: bool = False
+    """Even when it is shrunk, because of its model: a quick study goes without it."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def _check_names(what: str, names: Sequence[str] | None, known: Sequence[str]) -
 
 
 def quick(scenarios: Sequence[Scenario]) -> list[Scenario]:
-    """Shrink every scenario so far that it only shows that everything runs: no number of it means anything.
+    """Shrink every scenario that is not slow so far that it only shows that everything runs; no number means anything.
 
     Of a list of cases that differ only in degree, which is a long one, every third is taken.
     """
@@ -150,4 +152,5 @@ def quick(scenarios: Sequence[Scenario]) -> list[Scenario]:
             settings={**scenario.settings, "local-epochs": 1, "local-steps": 0},
         )
         for scenario in scenarios
+        if not scenario.slow
     ]

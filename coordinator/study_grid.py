@@ -252,5 +252,6 @@ SCENARIOS = (
         {"rounds": 50, "cohort": 5},
         {"lr": 0.05, "lr-decay": 1.0, "local-steps": 20, "batch-size": 32},
         _LARGE,
+        slow=True,
     ),
 )
