@@ -31,3 +31,16 @@ def test_pieces_of_another_magnitude_or_another_sign_have_classes_of_their_own()
 
 def test_pieces_that_are_all_alike_have_one_class() -> None:
     assert not classes_of(np.rint(np.random.default_rng(0).normal(0, 4, 20_000))).any()
+
+
+@given(st.integers(1, 300), st.integers(1, 12), st.integers(0, 1000))
+def test_classes_are_read_as_they_were_sent(count: int, k: int, seed: int) -> None:
+    drawn = np.random.default_rng(seed).geometric(0.3, count) % k
+    of_pieces = np.unique(drawn, return_inverse=True)[1].astype(np.uint8)
+    classes = pieces.Classes(of_pieces, 0)
+    assert np.array_equal(pieces.decode(pieces.encode(classes), count, classes.count), of_pieces)
+
+
+def test_classes_that_follow_each_other_cost_less_than_their_entropy() -> None:
+    of_pieces = np.repeat(np.random.default_rng(0).integers(0, 8, 500), 10).astype(np.uint8)
+    assert len(pieces.encode(pieces.Classes(of_pieces, 0))) < 0.4 * 3 * len(of_pieces) / 8
