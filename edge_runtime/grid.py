@@ -223,15 +223,17 @@ def _take_fresh(grid: Grid, layout: Layout, fresh: Bits, initial: Initial, data:
 
 
 def _crc(values: Integers) -> int:
-    return zlib.crc32(values.astype("<i4").tobytes())
+    return zlib.crc32(values.astype("<i4", copy=False).data)
 
 
 def _snapped(values: Flat, layout: Layout, grid: Grid) -> Integers:
     """Count values, which lie where those of `grid` do, in its steps."""
     found = np.empty(len(values), np.int32)
-    for at, exponent in zip(cuts(counts(layout, grid.held)), grid.exponents, strict=True):
-        steps = np.rint(np.ldexp(values[at].astype(np.float64), -int(exponent)))
-        found[at] = np.clip(steps, -1 << _MOST_BITS, 1 << _MOST_BITS)
+    with np.errstate(over="ignore"):
+        for at, exponent in zip(cuts(counts(layout, grid.held)), grid.exponents, strict=True):
+            steps = np.ldexp(values[at], -int(exponent))
+            np.rint(steps, out=steps)
+            found[at] = np.clip(steps, -1 << _MOST_BITS, 1 << _MOST_BITS, out=steps)
     return found
 
 
