@@ -38,11 +38,13 @@ Contexts = NDArray[np.uint8] | None
 Ints = NDArray[np.int64]
 
 _MIN_SCALE, _MAX_SCALE = 10, 14
-_LOG_SLOTS = 18
+_LOG_SLOTS = 15
 _BLOCK = 1 << 15
 _MAX_LOG_LANES = 10
-_BYTES_PER_LANE = 128
-"""A lane costs about 6 bits more than what it carries: 0.6 % at most."""
+_FEWEST_BYTES, _ENOUGH_BYTES, _FAST_ROWS = 64, 320, 1 << 9
+"""Of a lane, which costs about 6 bits more than what it carries: so many are taken that there are no more than
+_FAST_ROWS, but none carries less than _FEWEST_BYTES (1.2 %), and none has to carry more than _ENOUGH_BYTES (0.25 %).
+"""
 _MOST_ROWS, _LOG_ENOUGH_LANES = 1 << 11, 7
 """But of fewer than 2^7 lanes only so many rows: one takes about ten microseconds, however few lanes there are."""
 
@@ -194,9 +196,10 @@ def largest_scale(kinds: int, alphabet: int) -> int:
 
 
 def _log_lanes(size_bytes: float, count: int) -> int:
-    by_size = int(size_bytes / _BYTES_PER_LANE).bit_length() - 1
-    by_time = min((count // (_MOST_ROWS + 1)).bit_length(), _LOG_ENOUGH_LANES)
-    return min(max(by_size, by_time), _MAX_LOG_LANES)
+    fewest, most = (int(size_bytes / carried).bit_length() - 1 for carried in (_ENOUGH_BYTES, _FEWEST_BYTES))
+    wanted = min(max((count // _FAST_ROWS).bit_length(), fewest), most)
+    needed = min((count // (_MOST_ROWS + 1)).bit_length(), _LOG_ENOUGH_LANES)
+    return min(max(wanted, needed), _MAX_LOG_LANES)
 
 
 def _pack_states(states: Ints) -> bytes:

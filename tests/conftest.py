@@ -5,3 +5,9 @@ import os
 # One BLAS thread, as on a device, and read by the libraries when they load: so before the first import of numpy.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_variable] = "1"
+
+from hypothesis import settings  # noqa: E402  # it may load numpy
+
+# A busy machine is no fault: what takes time is measured by the benchmarks.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -58,7 +58,6 @@ def test_a_step_changes_only_with_a_change_of_another_order(rms: float, exponent
     assert grid.exponents(change, a_model(0), LAYOUT, before).tolist() == [exponent] * 3
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 1000),
     scale=st.sampled_from([1e-9, 1e-3, 0.1, 30.0]),
@@ -115,7 +114,6 @@ def test_a_difference_from_a_grid_that_is_not_held_is_refused_and_says_so() -> N
         grid.decode(data, LAYOUT, None, told(a_model(0), 3))
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_hostile_bytes_are_refused_or_read(data: st.DataObject) -> None:
     base = told(a_model(0), 4)

@@ -195,7 +195,7 @@ def test_a_vector_that_says_not_what_it_holds_travels_bit_for_bit() -> None:
     assert np.array_equal(read.part.values, sent.part.values)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(data=st.data(), text=st.sampled_from(CODINGS))
 def test_hostile_bytes_are_refused_or_read(data: st.DataObject, text: str) -> None:
     sent = bytearray(wire.encode_up(fedavg.Up(0, 1, values(0)), LAYOUT, (), uplink(text))[0])

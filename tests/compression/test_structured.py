@@ -82,7 +82,7 @@ def test_the_bytes_stay_as_they_are() -> None:
     in_runs = structured.encode(np.sort(symbols.reshape(-1, 10)).ravel(), (24, 16, 10), 2)
     assert by_row is not None
     assert in_runs is not None
-    assert [hashlib.sha256(data).hexdigest()[:12] for data in (by_row, in_runs)] == ["634a8d442c70", "e53422250a6c"]
+    assert [hashlib.sha256(data).hexdigest()[:12] for data in (by_row, in_runs)] == ["64fb6b252f6a", "e53422250a6c"]
 
 
 @given(st.integers(0, 10**6), st.integers(1, 255), st.sampled_from([(24, 120), (12, 6, 3, 3)]), st.sampled_from([2, 8]))
