@@ -59,17 +59,17 @@ def decode(data: bytes, mask: Bits, shapes: Sequence[tuple[int, ...]]) -> Bits:
         DecodeError: they are not such marks.
     """
     reader = bitfield.Reader(data)
-    coded = entropy.decode(reader.take(reader.take_number()), _CLASSES, _GROUPS).astype(np.uint8)
+    groups = entropy.decode(reader.take(reader.take_number()), _CLASSES, _GROUPS).astype(np.uint8)
     counts = [reader.take_number() for _ in range(1, _GROUPS)]
-    group_of = coded.take(_classes(mask, shapes))
+    group_of = groups.take(_classes(mask, shapes))
     if sum(counts) * _FEW > len(mask):
         raise DecodeError(f"marks: {sum(counts)} in {len(mask)} places")
-    groups = [Members(group_of == group) for group in range(1, _GROUPS)]
-    places = gaps.decode(reader, counts, [len(group) for group in groups])
+    members = [Members(group_of == group) for group in range(1, _GROUPS)]
+    places = gaps.decode(reader, counts, [len(some) for some in members])
     reader.finish()
     marks = np.zeros(len(mask), np.bool_)
-    for group, some in zip(groups, places, strict=True):
-        marks[group.select(some)] = True
+    for some, ranks in zip(members, places, strict=True):
+        marks[some.select(ranks)] = True
     return marks
 
 

@@ -9,7 +9,7 @@ against tables that fit less well.
 Classes are sent as symbols (`entropy.py`) of an alphabet of k, each in the context of the class of the piece before it.
 So that many can be read at once, the pieces are cut into runs of 64: the first ones of all runs come first, in the
 context 0, then the second ones ..., each in the context 1 + (the class before it in its run), with a cut after each
-place. k is at most 255.
+place: 1 + k contexts in all. k is at most 255.
 """
 
 from collections.abc import Sequence

@@ -107,6 +107,8 @@ def _algorithms(options: argparse.Namespace) -> None:
 
     scenarios = study.select(study_grid.SCENARIOS, options.scenario, options.case)
     scenarios = study.quick(scenarios) if options.quick else scenarios
+    if not scenarios:
+        raise ConfigError("--quick: this scenario is slow even when it is small; leave the flag out")
     cells = study.cells(scenarios, (1 if options.quick else 3) if options.seeds is None else options.seeds)
     out = options.out or Path("runs/study-quick" if options.quick else "runs/study")
     there = [cell for cell in cells if study_run.read(cell, out) is not None]

@@ -5,7 +5,7 @@ knows of which round each device holds the grid: of the last that it took part i
 
     FOLDER/grids/ROUND+FINER    the whole grid with steps 2^FINER finer (or coarser) than the last change's size
 
-written before the first device is told of it. A grid that is no longer there costs its device one whole model.
+written before the first device is told of it. A device whose grid is no longer there is told as if it were new.
 """
 
 import logging
@@ -68,7 +68,7 @@ class Downlink:
     def coding_of(self, device: str) -> Coding:
         """Choose how a device is told of the model: as the run says, or cheaper if it asks for that."""
         asked = self._journal.asked(device)
-        return coding.cheaper(self._coding, coding.parse_down(asked, "asked")) if asked else self._coding
+        return coding.cheaper(self._coding, coding.parse(asked, "asked")) if asked else self._coding
 
     def decode_up(self, device: str, payload: bytes) -> Any:
         """Decode hostile bytes into a device's Up.
@@ -146,7 +146,7 @@ class Downlink:
             try:
                 found = grid.decode(data, self._layout, None, None)
             except DecodeError as error:
-                log.warning("the grid %s is damaged (%s): who holds it is told the whole model", name, error)
+                log.warning("the grid %s is damaged (%s): who holds it is told as if it were new", name, error)
                 return None
             _put(self._grids, key, found, _KEPT_GRIDS)
         return self._grids.get(key)

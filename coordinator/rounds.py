@@ -204,6 +204,7 @@ class RoundsCore:
             return []
         if refuse.lost:
             self._fresh.add(device)
+            self._uploads.anew(device)
             return [Assign(device, True)]
         self.refused[device] = refuse.reason
         return self._maybe_close()

@@ -158,8 +158,8 @@ def prepare(
     if kept and getattr(settings, "private", "") == "auto":
         table = {**table, "private": ",".join(kept)}
         settings = config.build(parts.Config, table, "algorithm")
-    if wire.tells(parts.Down):
-        coding.parse_down(run.down, "run: down")
+    if wire.tells(parts.Down) and coding.parse(run.down, "down").kind == "bits":
+        raise ConfigError(f"run: down: {run.down!r} is for posteriors: a model takes lossless, bf16 or step:S")
     parts.Server(settings, card.layout, initial, {}, run.seed)
     private = algorithm.private_names(settings, card.layout)
     how = (run.up, run.error_feedback, run.rounding)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from edge_runtime import coding, peers, setup
+from edge_runtime import coding, peers, setup, wire
 from edge_runtime.algorithm import Server
 from edge_runtime.coding import WIRE_VERSION
 from edge_runtime.compression import codec
@@ -183,13 +183,15 @@ class Coordinator:
         try:
             if hello.wire != WIRE_VERSION:
                 raise ConfigError(f"it speaks version {hello.wire} of the wire, and this coordinator {WIRE_VERSION}")
-            if hello.down:
-                coding.parse_down(hello.down, "down")
+            asked = hello.down and coding.parse(hello.down, "down")
         except ConfigError as error:
             self.garbage[device] = self.garbage.get(device, 0) + 1
             log.warning("device %s is not heard: %s", device, error)
             return False
-        self.journal.ask(device, hello.down)
+        if asked and not coding.suits(asked, wire.tells(self._run.parts.Down)):
+            log.warning("device %s asks for %s, which this run has not: it is told as the others", device, hello.down)
+            asked = ""
+        self.journal.ask(device, hello.down if asked else "")
         return True
 
     def _do(self, actions: list[Action]) -> None:

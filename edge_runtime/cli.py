@@ -142,7 +142,9 @@ def _add_start(commands: Any) -> None:
     start.add_argument(
         "--allow-model", action="append", default=[], metavar="MODULE:FACTORY", help="model code that may be imported"
     )
-    group = start.add_argument_group("wire", "cheaper ways than the run's: bf16, step:S, and for updates bits:B")
+    group = start.add_argument_group(
+        "wire", "cheaper ways than the run's: bf16 or step:S, and bits:B of updates and posteriors"
+    )
     group.add_argument("--up", default="", metavar="CODING", help="how updates travel (default: as the run says)")
     group.add_argument("--down", default="", metavar="CODING", help="how the model travels (default: as the run says)")
     add_compute(start)
@@ -210,9 +212,9 @@ def _start(options: argparse.Namespace) -> None:
         "factories": options.allow_model,
         "up": options.up,
     }
-    for flag, parse in (("up", coding.parse), ("down", coding.parse_down)):
+    for flag in ("up", "down"):
         if getattr(options, flag):
-            parse(getattr(options, flag), f"--{flag}")
+            coding.parse(getattr(options, flag), f"--{flag}")
     folder = options.store or config.state_folder() / "devices" / device
     store = FileStore(folder)
     trainer = ProcessTrainer(job, folder, options.warm)

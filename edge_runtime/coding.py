@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from edge_runtime.errors import ConfigError
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 """Of everything that is coded. A coordinator and a device of different versions part at the first word."""
 _SMALLEST, _LARGEST = 2.0**-6, 2.0**4
 
@@ -70,16 +70,9 @@ def parse(text: str, where: str) -> Coding:
     raise ConfigError(f"{where}: {text!r} is none of lossless, bf16, step:0.015625 to step:16, bits:1 to bits:8")
 
 
-def parse_down(text: str, where: str) -> Coding:
-    """Read a coding of the shared model.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    found = parse(text, where)
-    if found.kind == "bits":
-        raise ConfigError(f"{where}: {text!r} is for updates and posteriors: a model takes lossless, bf16 or step:S")
-    return found
+def suits(coding: Coding, model: bool) -> bool:
+    """Say whether a Down can take this coding: one that tells of the shared model (`model`), or one of posteriors."""
+    return coding.kind == "lossless" or (coding.kind != "bits") is model
 
 
 def cheaper(one: Coding, other: Coding) -> Coding:

@@ -17,8 +17,8 @@ and at most 2^23 either way.
 
 The coded form, little-endian: u32 round, one signed byte per tensor (its e_l), and one byte, 0 to 3. If that is odd:
 u32 round of the grid that the other side holds, u32 length of the vector that comes next, and the differences of what
-it holds. Then what it does not hold: k, or if the byte is 2 or 3, u32 CRC-32 of these k0 as i32, and k - k0. These are
-vectors of whole numbers (`compression/integers.py`), cut into the rows of the tensors.
+it holds. Then, if there is anything that it does not hold: k, or if the byte is 2 or 3, u32 CRC-32 of these k0 as i32,
+and k - k0. These are vectors of whole numbers (`compression/integers.py`), cut into the rows of the tensors.
 """
 
 import dataclasses
@@ -204,6 +204,8 @@ def _add(grid: Grid, data: bytes, layout: Layout, base: Grid | None, initial: In
 
 def _encode_fresh(grid: Grid, layout: Layout, fresh: Bits, start: Integers | None) -> bytes:
     """Encode those values of a grid that are `fresh`, from w_0 on its grid if that is known."""
+    if not fresh.any():
+        return b""
     at = rows(layout, _spread(layout, grid.held, fresh))
     if start is None:
         return integers.encode(grid.values[fresh], at)
@@ -212,13 +214,19 @@ def _encode_fresh(grid: Grid, layout: Layout, fresh: Bits, start: Integers | Non
 
 def _take_fresh(grid: Grid, layout: Layout, fresh: Bits, initial: Initial, data: bytes) -> None:
     """Fill in those values of a grid that are `fresh`; the inverse of `_encode_fresh`."""
+    if not fresh.any():
+        if data:
+            raise DecodeError("grid: it tells of more than there is")
+        return
     places = _spread(layout, grid.held, fresh)
     if initial is None:
         grid.values[fresh] = integers.decode(data, rows(layout, places))
         return
     start = _snapped(initial(places), layout, dataclasses.replace(grid, held=places))
     if data[: _CRC.size] != _CRC.pack(_crc(start)):
-        raise DecodeError("grid: it counts from another beginning than this device draws from the seed")
+        raise DecodeError(
+            "grid: it counts from another beginning than this device draws from the seed: update it, or the coordinator"
+        )
     grid.values[fresh] = start + integers.decode(data[_CRC.size :], rows(layout, places))
 
 

@@ -20,7 +20,19 @@ import numpy as np
 
 from edge_runtime import coding, grid, message, peers, seed_set, setup, wire
 from edge_runtime.algorithms import fedavg, fedh2l, ffgg
-from edge_runtime.compression import codec, entropy, floats, frames, integers, mask, posteriors, quantize, uniform
+from edge_runtime.compression import (
+    codec,
+    entropy,
+    floats,
+    frames,
+    integers,
+    mask,
+    pieces,
+    posteriors,
+    quantize,
+    tokens,
+    uniform,
+)
 from edge_runtime.errors import DecodeError
 from edge_runtime.tree import Layout
 
@@ -70,6 +82,9 @@ def _vectors() -> Iterator[Target]:
     both = (old | new, old & new, np.ones(size, np.bool_), np.zeros(size, np.bool_))
     values = rng.laplace(0, 0.1, size).astype(np.float32)
     numbers = [np.rint(values * scale).astype(np.int32) for scale in (0, 20, 1e3, 1e9)]
+    uneven = np.rint(rng.laplace(0, 1, 40_000) * 10 ** np.sin(np.arange(40_000) / 300)).astype(np.int32)
+    lengths = pieces.lengths([len(uneven)], pieces.SMALLEST)
+    classes = pieces.classify(uneven, tokens.split(uneven)[0], lengths)
     symbols = rng.integers(0, 16, size).astype(np.uint8) & 7
     codes = quantize.assign(values, np.linspace(-0.3, 0.3, 4))
     form = quantize.Form(2, (size,), 7)
@@ -77,8 +92,8 @@ def _vectors() -> Iterator[Target]:
     yield Target("frames", lambda data: frames.unpack(data, size), (frames.pack(symbols.tobytes()),), size)
     yield Target("entropy", lambda data: entropy.decode(data, size, 16), (entropy.encode(symbols, 16),))
     seen = (symbols % 5).astype(np.uint8)
-    coded = entropy.encode(symbols, 16, seen)
-    yield Target("entropy, contexts", lambda data: entropy.decode(data, size, 16, seen), (coded,))
+    in_contexts = (entropy.encode(symbols, 16, seen),)
+    yield Target("entropy, contexts", lambda data: entropy.decode(data, size, 16, seen), in_contexts)
     coded_masks = tuple(mask.encode(bits) for bits in (old, *both))
     yield Target("mask", lambda data: mask.decode(data, size), coded_masks)
     shaped = tuple(mask.encode(bits, shapes) for bits in (old, *both))
@@ -87,6 +102,10 @@ def _vectors() -> Iterator[Target]:
     yield Target("mask change", lambda data: mask.decode_change(data, old, shapes, bytes(16)), changes)
     whole = tuple(integers.encode(one, sizes) for one in numbers)
     yield Target("integers", lambda data: integers.decode(data, sizes), whole)
+    named = (pieces.encode(classes),)
+    yield Target("classes", lambda data: pieces.decode(data, len(lengths), classes.count), named)
+    coded = integers.encode(uneven, [len(uneven)])
+    yield Target("integers, classes", lambda data: integers.decode(data, [len(uneven)]), (coded,), uneven.nbytes)
     yield Target("lossless", lambda data: floats.decode_lossless(data, sizes), (floats.encode_lossless(values, sizes),))
     yield Target("bf16", lambda data: floats.decode_bf16(data, sizes), (floats.encode_bf16(values, sizes),))
     steps = uniform.pack_steps(uniform.quantise(values, sizes, 0.5)[0])

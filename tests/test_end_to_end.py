@@ -214,7 +214,7 @@ def test_an_agent_without_a_broker_says_so(tmp_path: Path) -> None:
     expect_one_line(agent("-p", "1", store=tmp_path), 3, "127.0.0.1:1")
 
 
-@pytest.mark.parametrize(("flag", "text"), [("--up", "int8"), ("--up", "step:0"), ("--down", "bits:4")])
+@pytest.mark.parametrize(("flag", "text"), [("--up", "int8"), ("--up", "step:0"), ("--down", "bits:9")])
 def test_an_agent_that_is_told_of_a_coding_that_there_is_not_says_so(flag: str, text: str, tmp_path: Path) -> None:
     expect_one_line(agent(flag, text, store=tmp_path), 2, f"{flag}: '{text}'")
 
@@ -230,6 +230,7 @@ def test_an_agent_with_bad_data_says_so(tmp_path: Path) -> None:
         (["simulate", "--algorithm", "fedspaa"], ["fedspaa", "did you mean 'fedspa'"]),
         (["simulate", "--set", "algorithm.densty=0.5"], ["densty", "did you mean 'density'"]),
         (["simulate", "--set", "algorithm.density=0"], ["density"]),
+        (["bench", "algorithms", "--quick", "--scenario", "large"], ["--quick", "slow"]),
         (["simulate", "--set", "algorithm.density=1.5"], ["density"]),
         (["simulate", "--set", "algorithm.density=0.0001"], ["density"]),
         (["simulate", "--set", "run.round=3"], ["round", "did you mean 'rounds'"]),

@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -96,3 +98,11 @@ def test_of_a_sparse_model_only_what_is_held_is_drawn_and_has_the_same_values() 
     spec = models.find("cnn")
     held = np.random.default_rng(0).random(spec.layout.size) < 0.1
     assert np.array_equal(models.initial(spec, 3, held), models.initial(spec, 3)[held])
+
+
+def test_the_initial_parameters_stay_as_they_are() -> None:
+    flat = models.initial(models.find("cnn"), 3)
+    assert hashlib.sha256(flat.astype("<f4").tobytes()).hexdigest()[:16] == "07ddc51eec9dae08"
+    bound = 1 / 5  # of 25 inputs
+    assert np.abs(flat[:800]).max() < bound
+    assert abs(flat[:800].mean()) < bound / 10

@@ -270,7 +270,7 @@ def test_a_device_of_another_version_of_the_wire_is_not_heard(fleets: Any, caplo
 
 def test_a_device_refuses_a_run_of_another_version_of_the_wire(fleets: Any) -> None:
     described = dataclasses.replace(fleets().run.description, wire=9)
-    with pytest.raises(wire.DecodeError, match="version 9 of the wire, this device 1: update it"):
+    with pytest.raises(wire.DecodeError, match=f"version 9 of the wire, this device {coding.WIRE_VERSION}: update it"):
         setup.decode(setup.encode(described))
 
 
@@ -300,11 +300,31 @@ def test_the_fate_of_an_update_is_told(fleets: Any) -> None:
     assert [m.fate for device, m in fleet.queue if isinstance(m, Fate)] == ["applied"]
 
 
-@pytest.mark.parametrize("asks", ["bits:4", "step:0", "int8"])
-def test_a_device_that_asks_for_a_coding_that_a_model_does_not_have_is_not_heard(
+@pytest.mark.parametrize("asks", ["bits:9", "step:0", "int8"])
+def test_a_device_that_asks_for_a_coding_that_there_is_not_is_not_heard(
     fleets: Any, asks: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     fleet = fleets()
     fleet.coordinator.handle("new", Hello("boot", asks))
     assert "new" not in fleet.coordinator.core.progress.known
     assert f"device new is not heard: down: '{asks}'" in caplog.text
+
+
+def test_a_device_that_asks_for_what_a_model_does_not_take_is_told_as_the_others(
+    fleets: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = fleets()
+    fleet.crash()
+    fleet.asks = {"c": "bits:2"}
+    fleet.hello()
+    assert "device c asks for bits:2, which this run has not" in caplog.text
+    assert len({task.down.digest for task in fleet.tasks().values()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "model", "posteriors"),
+    [("lossless", True, True), ("bf16", True, False), ("step:1", True, False), ("bits:4", False, True)],
+)
+def test_a_coding_suits_a_model_or_posteriors(asked: str, model: bool, posteriors: bool) -> None:
+    assert coding.suits(coding.parse(asked, "x"), True) is model
+    assert coding.suits(coding.parse(asked, "x"), False) is posteriors

@@ -167,6 +167,10 @@ def test_a_device_is_reminded_of_its_task_less_and_less_often_whatever_it_says(s
     assert reminded == [1, 2, 4, 8, 16, 32]
     assert core.handle("a", Hello("boot")) == [Assign("a", False)]
     assert Assign("a", False) in core.tick()
+    for _ in range(4):
+        core.tick()
+    assert core.handle("a", Refuse("run", 0, True, "lost")) == [Assign("a", True)]
+    assert Assign("a", True) in core.tick()
 
 
 def test_damaged_bytes_are_asked_for_again() -> None:

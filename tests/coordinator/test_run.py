@@ -89,6 +89,6 @@ def test_every_algorithm_can_be_held_against_fedavg_on_the_same_work(name: str) 
 
 
 def test_a_model_has_no_coding_of_so_many_bits_and_posteriors_have() -> None:
-    with pytest.raises(ConfigError, match="run: down: 'bits:4' is for updates and posteriors: a model takes lossless"):
+    with pytest.raises(ConfigError, match="run: down: 'bits:4' is for posteriors: a model takes lossless"):
         prepare(RunConfig("fedavg", down="bits:4"), {})
     prepare(RunConfig("fedavg", up="bits:4"), {})
