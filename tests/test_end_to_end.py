@@ -230,7 +230,6 @@ def test_an_agent_with_bad_data_says_so(tmp_path: Path) -> None:
         (["simulate", "--algorithm", "fedspaa"], ["fedspaa", "did you mean 'fedspa'"]),
         (["simulate", "--set", "algorithm.densty=0.5"], ["densty", "did you mean 'density'"]),
         (["simulate", "--set", "algorithm.density=0"], ["density"]),
-        (["bench", "algorithms", "--quick", "--scenario", "large"], ["--quick", "slow"]),
         (["simulate", "--set", "algorithm.density=1.5"], ["density"]),
         (["simulate", "--set", "algorithm.density=0.0001"], ["density"]),
         (["simulate", "--set", "run.round=3"], ["round", "did you mean 'rounds'"]),

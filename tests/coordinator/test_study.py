@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edge_runtime.coordinator import study, study_grid, study_plots, study_report, study_run
+from edge_runtime.coordinator import cli, study, study_grid, study_plots, study_report, study_run
 from edge_runtime.coordinator.adversary import Attack
 from edge_runtime.coordinator.journal import Accepted
 from edge_runtime.coordinator.pace import Pace
@@ -210,3 +210,10 @@ def test_the_command_prints_the_study_as_json_and_writes_what_is_asked_for(tmp_p
     assert printed["seeds"] == [0]
     assert "1/1 attacks, fedavg, no attack, seed 0: " in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"out", "t.csv", "t.md", "attacks.png"}
+
+
+def test_a_quick_study_of_a_slow_scenario_alone_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["bench", "algorithms", "--quick", "--scenario", "large"])
+    assert stopped.value.code == 2
+    assert "--quick: this scenario is slow" in capsys.readouterr().err
