@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime import algorithm, bundle, coding, config, data, losses, models, peers, seed_set, setup, wire
+from edge_runtime import accounts, algorithm, bundle, coding, config, data, losses, models, peers, seed_set, setup, wire
+from edge_runtime.accounts import Account
 from edge_runtime.algorithm import Deploys, Fitted, Model, OwnModel, Server, SparseClient, State, Weighs
 from edge_runtime.compression import codec
 from edge_runtime.compute import DEFAULT, Compute
@@ -33,7 +34,7 @@ from edge_runtime.processes import give_back_freed_memory
 from edge_runtime.store import FileStore, Store
 from edge_runtime.trainer_process import Outcome
 from edge_runtime.tree import Flat, Layout
-from edge_runtime.wire import Account, Uplink
+from edge_runtime.wire import Uplink
 from edge_runtime.workshop import Workshop
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ def _work(job: Job, task: Task, store: Store, workshop: Workshop) -> Outcome:
         return Outcome(metrics=metrics)
     uplink = _uplink(run, job, seed, algorithm.wire_columns(settings))
     sent, debt = wire.encode_up(up, shared_model.layout, run.private, uplink, support(None), account.debt)
-    left = wire.encode_account(Account(held, debt))
+    left = accounts.encode(Account(held, debt))
     return Outcome(sent, codec.encode_state({**client.state(), **left}), metrics, faults=faults)
 
 
@@ -119,7 +120,7 @@ def _kept(data: bytes | None, model: Model, shared: Layout) -> tuple[Account, St
     """Read what this device kept: of the wire, and its algorithm's state."""
     if data is None:
         return Account(), None
-    return wire.decode_account(codec.decode_state(data, 4 * (model.layout.size + shared.size)), shared)
+    return accounts.decode(codec.decode_state(data, 4 * (model.layout.size + shared.size)), shared)
 
 
 def _uplink(run: setup.Setup, job: Job, seed: list[int], columns: int) -> Uplink:

@@ -23,15 +23,16 @@ import dataclasses
 import functools
 import struct
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from edge_runtime import grid
+from edge_runtime.accounts import Debt
 from edge_runtime.coding import LOSSLESS, Coding
-from edge_runtime.compression import codec, floats, integers, mask, posteriors, uniform
+from edge_runtime.compression import codec, floats, integers, posteriors, uniform
 from edge_runtime.errors import DecodeError, DeviceError
 from edge_runtime.grid import Bits, Grid
 from edge_runtime.tree import Flat, Layout, Part
@@ -44,33 +45,6 @@ _EMPTY = np.empty(0, np.float32)
 _COUNTS = struct.Struct("<IH")
 _FEWEST_BITS = 2
 """Of a probability: with one there is a winner and nothing else."""
-
-
-@dataclass(frozen=True, eq=False)
-class Debt:
-    """What quantising an update lost: it is added to the next."""
-
-    values: Flat
-    held: Bits | None
-    """Where they lie in the model [size]; None: everywhere."""
-
-    def at(self, held: Bits | None) -> Flat:
-        """Give what is owed at other places; what is owed elsewhere is forgotten."""
-        if self.held is held or (self.held is not None and held is not None and np.array_equal(self.held, held)):
-            return self.values
-        size = len(self.values) if self.held is None else len(self.held)
-        dense = np.zeros(size, np.float32)
-        dense[slice(None) if self.held is None else self.held] = self.values
-        return dense if held is None else dense[held]
-
-
-@dataclass(frozen=True)
-class Account:
-    """What a device keeps of a run beside its algorithm's state."""
-
-    held: Grid | None = None
-    """The shared model, as far as it was told."""
-    debt: Debt | None = None
 
 
 def _whole(message: Any) -> None:  # noqa: ARG001
@@ -320,42 +294,6 @@ def decode_evaluation(data: bytes, layout: Layout, initial: grid.Initial = None)
     if shared is not None and (len(shared) != layout.size or not np.isfinite(shared).all()):
         raise DecodeError(f"evaluation: not {layout.size} finite values")
     return values[0], shared
-
-
-def encode_account(account: Account) -> dict[str, codec.Value]:
-    """Write down what a device keeps, as named values of a state; the inverse of `decode_account`."""
-    state: dict[str, codec.Value] = {}
-    if account.held is not None:
-        state["wire.grid"] = grid.pack(account.held)
-        state |= _encode_held("wire.grid-at", account.held.held)
-    if account.debt is not None:
-        state["wire.debt"] = account.debt.values
-        state |= _encode_held("wire.debt-at", account.debt.held)
-    return state
-
-
-def decode_account(state: Mapping[str, codec.Value], layout: Layout) -> tuple[Account, dict[str, codec.Value]]:
-    """Read what a device kept, and give the rest of the state, which is its algorithm's.
-
-    Raises:
-        DecodeError: malformed.
-    """
-    rest = {name: value for name, value in state.items() if not name.startswith("wire.")}
-    held = debt = None
-    if "wire.grid" in state:
-        at = _decode_held("wire.grid-at", state, layout)
-        held = grid.unpack(typing.cast(bytes, state["wire.grid"]), layout, at)
-    if "wire.debt" in state:
-        debt = Debt(typing.cast(Flat, state["wire.debt"]), _decode_held("wire.debt-at", state, layout))
-    return Account(held, debt), rest
-
-
-def _encode_held(name: str, held: Bits | None) -> dict[str, codec.Value]:
-    return {} if held is None else {name: mask.encode(held)}
-
-
-def _decode_held(name: str, state: Mapping[str, codec.Value], layout: Layout) -> Bits | None:
-    return mask.decode(typing.cast(bytes, state[name]), layout.size) if name in state else None
 
 
 def lies(part: Part, layout: Layout) -> Bits:

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edge_runtime import coding, grid, wire
+from edge_runtime import accounts, coding, grid, wire
+from edge_runtime.accounts import Account, Debt
 from edge_runtime.algorithms import fedavg, fedh2l, ffgg
 from edge_runtime.errors import DecodeError, DeviceError
 from edge_runtime.tree import Flat, Layout, Part
-from edge_runtime.wire import Account, Debt, Uplink
+from edge_runtime.wire import Uplink
 
 LAYOUT = Layout(("w", "b", "v"), ((20, 30), (30,), (40, 5)))
 CODINGS = ["lossless", "bf16", "step:0.25", "step:1", *(f"bits:{bits}" for bits in range(1, 9))]
@@ -161,14 +162,14 @@ def test_what_a_device_keeps_is_read_as_it_was_written() -> None:
     held = some(0)
     whole = grid.snap(values(0), LAYOUT, 4, grid.exponents(None, values(0), LAYOUT, None), 0)
     account = Account(grid.part(whole, held), Debt(values(1, int(held.sum())), held))
-    read, rest = wire.decode_account({**wire.encode_account(account), "mask": b"mine"}, LAYOUT)
+    read, rest = accounts.decode({**accounts.encode(account), "mask": b"mine"}, LAYOUT)
     assert rest == {"mask": b"mine"}
     assert read.held is not None
     assert read.debt is not None
     assert read.held.round == 4
     assert np.array_equal(read.held.floats(LAYOUT), grid.part(whole, held).floats(LAYOUT))
     assert np.array_equal(read.debt.at(None), account.debt.at(None) if account.debt else None)
-    assert wire.decode_account({}, LAYOUT) == (Account(), {})
+    assert accounts.decode({}, LAYOUT) == (Account(), {})
 
 
 def test_an_evaluation_brings_the_whole_model_on_its_grid() -> None:

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from edge_runtime import algorithm, coding, models, setup, wire
+from edge_runtime.accounts import Account
 from edge_runtime.compression import mask
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import Run, RunConfig, prepare
 from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.errors import ConfigError
 from edge_runtime.message import Blob, Chunk, Fate, Hello, Message, Need, Offer, Task
-from edge_runtime.wire import Account, Uplink
+from edge_runtime.wire import Uplink
 
 NAMES = ("a", "b", "c")
 FEDSPA = {"density": 0.2, "prune-rate": 0.2}
