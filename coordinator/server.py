@@ -8,6 +8,7 @@ import fnmatch
 import hashlib
 import logging
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -63,6 +64,21 @@ class Post(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Open:
+    """What the open task of a device names, so that it need not be encoded again to be repeated."""
+
+    set_up: Blob
+    down: Blob
+    first: bool
+    """Whether the device holds nothing."""
+
+    def cut(self, chunk_bytes: int) -> "_Open":
+        """Cut both blobs in chunks of that size."""
+        set_up, down = (dataclasses.replace(blob, chunk=chunk_bytes) for blob in (self.set_up, self.down))
+        return _Open(set_up, down, self.first)
+
+
 class Coordinator:
     """One run. Every method is called from one thread."""
 
@@ -89,10 +105,8 @@ class Coordinator:
         self._seed = run.config.seed
         self._setups = [(pattern, setup.encode(seen)) for pattern, seen in (*run.variants, ("*", run.description))]
         self._blobs: OrderedDict[str, bytes] = OrderedDict()
-        self._tasks: dict[str, tuple[str, bool]] = {}
+        self._open: dict[str, _Open] = {}
         self._downloads = Downloads()
-        self._named: dict[str, tuple[Blob, Blob]] = {}
-        """The blobs that the open task of every device names."""
         self._kept = 0
         """Updates of an asynchronous run that the last checkpoint holds."""
         memories = journal.memories
@@ -176,6 +190,7 @@ class Coordinator:
             if not self._understands(device, message):
                 return
             self._downloads.leave(device)
+            self._open.pop(device, None)  # it may ask for another coding than before
         self._do(self.core.handle(device, message))
 
     def _understands(self, device: str, hello: Hello) -> bool:
@@ -231,13 +246,13 @@ class Coordinator:
     def _assign(self, device: str, fresh: bool) -> None:
         plan, progress = self.core.plan, self.core.progress
         base = "" if fresh else self.journal.base(device)
-        down = self._down(device, not base)
-        self._tasks[device] = (down.digest, not base)
-        set_up = self._remember_blob(self._setup(device))
-        self._named[device] = (set_up, down)
-        task = Task(plan.run, plan.epoch, progress.round, progress.phase, base, set_up, down)
+        named, first = self._open.get(device), not base
+        if named is None or named.first is not first or isinstance(self.core, VersionsCore):
+            named = _Open(self._remember_blob(self._setup(device)), self._down(device, first), first)
+        self._open[device] = named = named.cut(self.chunk_bytes)
+        task = Task(plan.run, plan.epoch, progress.round, progress.phase, base, named.set_up, named.down)
         if isinstance(self.core, VersionsCore):
-            self.journal.assign(device, task, self._blobs[down.digest])
+            self.journal.assign(device, task, self._blobs[named.down.digest])
             self.core.issued(device, task.round)
         self._send(device, task)
 
@@ -249,9 +264,9 @@ class Coordinator:
         if task is None:
             self._assign(device, False)
         else:
-            set_up, down = (dataclasses.replace(blob, chunk=self.chunk_bytes) for blob in (task.setup, task.down))
-            self._named[device] = (set_up, down)
-            self._send(device, dataclasses.replace(task, epoch=self.core.plan.epoch, setup=set_up, down=down))
+            self._open[device] = named = _Open(task.setup, task.down, not task.base).cut(self.chunk_bytes)
+            epoch = self.core.plan.epoch
+            self._send(device, dataclasses.replace(task, epoch=epoch, setup=named.set_up, down=named.down))
 
     def _down(self, device: str, first: bool) -> Blob:
         if self.core.progress.phase == "peers":
@@ -268,9 +283,10 @@ class Coordinator:
         return blob
 
     def _send_chunks(self, action: SendChunks) -> None:
-        for blob in self._named.get(action.device, ()):
+        named = self._open.get(action.device)
+        for blob in () if named is None else (named.set_up, named.down):
             if blob.digest == action.need.digest:
-                expected = sum(blob in named for named in self._named.values())
+                expected = sum(blob in (other.set_up, other.down) for other in self._open.values())
                 self._downloads.want(action.device, blob, action.need.want, expected)
 
     def _blob(self, device: str, digest: str) -> bytes | None:
@@ -279,9 +295,9 @@ class Coordinator:
             down = self.journal.down(digest)
             if down is not None:
                 self._remember_blob(down)
-        wanted, first = self._tasks.get(device, ("", True))
-        if digest not in self._blobs and digest == wanted:
-            self._down(device, first)
+        named = self._open.get(device)
+        if digest not in self._blobs and named is not None and digest == named.down.digest:
+            self._down(device, named.first)
         if digest not in self._blobs:
             self._remember_blob(self._setup(device))
         return self._blobs.get(digest)
@@ -338,8 +354,7 @@ class Coordinator:
             self._downlink.close()
         following = self.core.following()
         self.journal.close_round(closing, codec.encode_state(self._downlink.state()), following)
-        self._tasks.clear()
-        self._named.clear()
+        self._open.clear()
         self._do(self.core.closed())
 
     def _close_version(self, core: VersionsCore) -> None:
@@ -353,8 +368,7 @@ class Coordinator:
         if following.phase == "train":
             self._do(actions)
             return
-        self._tasks.clear()
-        self._named.clear()
+        self._open.clear()
         self.core = RoundsCore(core.plan, following)
         self.core.online = core.online
         self._do([Finish()] if following.finished else self.core.start())

@@ -329,3 +329,18 @@ def test_a_device_that_asks_for_what_a_model_does_not_take_is_told_as_the_others
 def test_a_coding_suits_a_model_or_posteriors(asked: str, model: bool, posteriors: bool) -> None:
     assert coding.suits(coding.parse(asked, "x"), True) is model
     assert coding.suits(coding.parse(asked, "x"), False) is posteriors
+
+
+def test_a_task_that_is_repeated_is_not_encoded_again(fleets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = fleets("fedspa", FEDSPA)
+    before = {name: task.down for name, task in fleet.tasks().items()}
+    encoded = []
+    downlink = fleet.coordinator._downlink
+    encode = downlink.encode
+    monkeypatch.setattr(downlink, "encode", lambda device, *how: (encoded.append(device), encode(device, *how))[1])
+    fleet.coordinator.tick()
+    assert {name: task.down for name, task in fleet.tasks().items()} == before
+    assert encoded == []
+    fleet.coordinator.handle("b", Hello("boot", "step:8"))
+    assert fleet.tasks()["b"].down.digest != before["b"].digest
+    assert encoded == ["b"]
