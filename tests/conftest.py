@@ -1,13 +1,15 @@
 """Set up what must hold before any test module is imported."""
 
+import importlib.util
 import os
 
 # One BLAS thread, as on a device, and read by the libraries when they load: so before the first import of numpy.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_variable] = "1"
 
-from hypothesis import settings  # noqa: E402  # it may load numpy
+if importlib.util.find_spec("hypothesis"):  # the environment of onnxruntime-training goes without
+    from hypothesis import settings
 
-# A busy machine is no fault: what takes time is measured by the benchmarks.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+    # A busy machine is no fault: what takes time is measured by the benchmarks.
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
