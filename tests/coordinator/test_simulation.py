@@ -362,7 +362,7 @@ def test_an_undisturbed_run_counts_every_device_in_every_round(undisturbed: tupl
     assert undisturbed[2:] == (ROUNDS,) * len(DEVICES)
 
 
-SEEDS = int(os.environ.get("SIM_SEEDS", "3000"))
+SEEDS = int(os.environ.get("SIM_SEEDS", "10000"))
 PART = 1000
 
 
