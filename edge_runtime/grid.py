@@ -16,9 +16,10 @@ What a device does not hold yet it may know all the same: a built-in model begin
 and at most 2^23 either way.
 
 The coded form, little-endian: u32 round, one signed byte per tensor (its e_l), and one byte, 0 to 3. If that is odd:
-u32 round of the grid that the other side holds, u32 length of the vector that comes next, and the differences of what
-it holds. Then, if there is anything that it does not hold: k, or if the byte is 2 or 3, u32 CRC-32 of these k0 as i32,
-and k - k0. These are vectors of whole numbers (`compression/integers.py`), cut into the rows of the tensors.
+u32 round of the grid that the other side holds, u32 CRC-32 of what it holds of it (its e_l, then k as i32), u32 length
+of the vector that comes next, and the differences of what it holds. Then, if there is anything that it does not hold:
+k, or if the byte is 2 or 3, u32 CRC-32 of these k0 as i32, and k - k0. These are vectors of whole numbers
+(`compression/integers.py`), cut into the rows of the tensors.
 """
 
 import dataclasses
@@ -42,7 +43,7 @@ Exponents = NDArray[np.int8]
 Initial = Callable[[Bits | None], Flat] | None
 """Gives w_0 at some places of the model [size] (None: at all), in the layout's order; None: nobody knows it."""
 
-_HEAD, _BASE, _CRC = struct.Struct("<I"), struct.Struct("<II"), struct.Struct("<I")
+_HEAD, _BASE, _CRC = struct.Struct("<I"), struct.Struct("<III"), struct.Struct("<I")
 _LOWEST, _HIGHEST, _MOST_BITS = -100, 100, 23
 _FIRST_CHANGE = 1 / 16
 _SLACK = 2
@@ -143,7 +144,9 @@ def encode(grid: Grid, layout: Layout, base: Grid | None, initial: Initial = Non
         sent[at][old] = (sent[at][old] << (mine - least)) - (values[old] << (theirs - least))
     changes = integers.encode(sent[known], rows(layout, _spread(layout, grid.held, known)))
     fresh = _encode_fresh(grid, layout, ~known, start)
-    change = head + bytes([from_start | _CHANGE]) + _BASE.pack(base.round, len(changes)) + changes + fresh
+    change = (
+        head + bytes([from_start | _CHANGE]) + _BASE.pack(base.round, _crc_of(base), len(changes)) + changes + fresh
+    )
     return whole if whole and len(whole) < len(change) else change
 
 
@@ -180,10 +183,12 @@ def _add(grid: Grid, data: bytes, layout: Layout, base: Grid | None, initial: In
     """Fill in the values of `grid` from a difference."""
     if len(data) < _BASE.size:
         raise DecodeError("grid: it ends too early")
-    round_, length = _BASE.unpack_from(data)
+    round_, crc, length = _BASE.unpack_from(data)
     if base is None or base.round != round_:
         holds = "none" if base is None else f"that of round {base.round}"
         raise DecodeError(f"grid: a difference from that of round {round_}, and this device holds {holds}")
+    if _crc_of(base) != crc:
+        raise DecodeError(f"grid: a difference from another grid of round {round_} than the one that this device holds")
     sizes = counts(layout, grid.held)
     aligned = list(_aligned(layout, base, grid.held))
     apart = [abs(mine - theirs) <= _MOST_APART for mine, theirs in _exponents(grid, base)]
@@ -230,8 +235,12 @@ def _take_fresh(grid: Grid, layout: Layout, fresh: Bits, initial: Initial, data:
     grid.values[fresh] = start + integers.decode(data[_CRC.size :], rows(layout, places))
 
 
-def _crc(values: Integers) -> int:
-    return zlib.crc32(values.astype("<i4", copy=False).data)
+def _crc(values: Integers, start: int = 0) -> int:
+    return zlib.crc32(values.astype("<i4", copy=False).data, start)
+
+
+def _crc_of(grid: Grid) -> int:
+    return _crc(grid.values, zlib.crc32(grid.exponents.tobytes()))
 
 
 def _snapped(values: Flat, layout: Layout, grid: Grid) -> Integers:

@@ -112,6 +112,8 @@ def test_a_difference_from_a_grid_that_is_not_held_is_refused_and_says_so() -> N
         grid.decode(data, LAYOUT, None, None)
     with pytest.raises(DecodeError, match="holds that of round 3"):
         grid.decode(data, LAYOUT, None, told(a_model(0), 3))
+    with pytest.raises(DecodeError, match="from another grid of round 4 than"):
+        grid.decode(data, LAYOUT, None, told(a_model(0), 4, finer=1))
 
 
 @given(st.data())

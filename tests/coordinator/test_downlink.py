@@ -44,8 +44,9 @@ class Device:
         at = support(down)
         rng = np.random.default_rng([task.round, *self.name.encode()])
         change = rng.normal(0, 0.01, len(down.values)).astype(np.float32)
-        extra = {"mask": b""} if sparse else {}
-        up = run.parts.Up(round=down.round, samples=1, values=change, **extra)
+        wanted = {field.name for field in dataclasses.fields(run.parts.Up)}
+        extra = {name: value for name, value in (("mask", b""), ("samples", 1)) if name in wanted}
+        up = run.parts.Up(round=down.round, values=change, **extra)
         uplink = Uplink(coding.parse(run.description.up, "up"))
         sent, debt = wire.encode_up(up, layout, (), uplink, at, self.account.debt)
         self.account = Account(held, debt)
@@ -58,11 +59,11 @@ class Fleet:
     """A coordinator and its devices, joined by hand."""
 
     def __init__(self, folder: Path, name: str = "fedavg", settings: dict[str, Any] | None = None, **how: Any) -> None:
+        self.asks: dict[str, str] = how.pop("asks", {})
         how = {"up": "step:0.5", "down": "step:0.5", **how}
         config = RunConfig(name, "mlp", rounds=4, devices=3, evaluate=False, **how)
         self.folder, self.run = folder, prepare(config, settings or {})
         self.devices = {name: Device(name, self.run) for name in NAMES}
-        self.asks: dict[str, str] = {}
         self.queue: list[tuple[str, Message]] = []
         self.now_s = 0.0
         self.boot()
@@ -223,10 +224,7 @@ def test_a_coordinator_killed_while_it_closes_the_first_round_chooses_the_same_s
 
 
 def test_a_device_that_asks_for_coarser_steps_is_told_less_in_the_same_round(fleets: Any) -> None:
-    fleet = fleets()
-    fleet.crash()
-    fleet.asks = {"c": "step:4"}
-    fleet.hello()
+    fleet = fleets(asks={"c": "step:4"})
     fleet.round()
     fleet.round()
     sizes = {name: device.down_bytes[-1] for name, device in fleet.devices.items()}
@@ -234,11 +232,8 @@ def test_a_device_that_asks_for_coarser_steps_is_told_less_in_the_same_round(fle
 
 
 def test_a_device_may_ask_for_steps_where_the_run_is_lossless_but_not_the_other_way_round(fleets: Any) -> None:
-    plain, stepped = fleets(down="lossless"), fleets()
-    plain.asks, stepped.asks = {"a": "step:1"}, {"a": "lossless"}
+    plain, stepped = fleets(down="lossless", asks={"a": "step:1"}), fleets(asks={"a": "lossless"})
     for fleet in (plain, stepped):
-        fleet.crash()
-        fleet.hello()
         fleet.round()
         fleet.round()
     assert plain.devices["a"].down_bytes[1] < plain.devices["b"].down_bytes[1] / 4
@@ -314,10 +309,7 @@ def test_a_device_that_asks_for_a_coding_that_there_is_not_is_not_heard(
 def test_a_device_that_asks_for_what_a_model_does_not_take_is_told_as_the_others(
     fleets: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fleet = fleets()
-    fleet.crash()
-    fleet.asks = {"c": "bits:2"}
-    fleet.hello()
+    fleet = fleets(asks={"c": "bits:2"})
     assert "device c asks for bits:2, which this run has not" in caplog.text
     assert len({task.down.digest for task in fleet.tasks().values()}) == 1
 
@@ -341,6 +333,31 @@ def test_a_task_that_is_repeated_is_not_encoded_again(fleets: Any, monkeypatch: 
     fleet.coordinator.tick()
     assert {name: task.down for name, task in fleet.tasks().items()} == before
     assert encoded == []
-    fleet.coordinator.handle("b", Hello("boot", "step:8"))
-    assert fleet.tasks()["b"].down.digest != before["b"].digest
-    assert encoded == ["b"]
+    fleet.coordinator.handle("b", Hello("boot"))
+    assert fleet.tasks()["b"].down == before["b"]
+    assert encoded == []
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+@pytest.mark.parametrize(("name", "settings"), [("fedavg", {}), ("fedspa", FEDSPA), ("fedasync", {})])
+def test_a_device_that_asks_anew_while_its_update_is_on_the_way_is_told_so_from_its_next_task_on(
+    fleets: Any, name: str, settings: dict[str, Any], crashes: bool
+) -> None:
+    fleet = fleets(name, settings)
+    for _ in range(2):
+        fleet.round()
+    tasks = fleet.tasks()
+    received = {device: fleet.fetch(device, tasks[device].down) for device in NAMES}
+    answers = {device: fleet.devices[device].answer(tasks[device], received[device]) for device in NAMES}
+    fleet.asks = {"c": "step:4"}
+    if crashes:
+        fleet.crash()
+    fleet.hello()
+    assert fleet.tasks()["c"].down.digest == tasks["c"].down.digest
+    for device in NAMES:
+        fleet.give(device, tasks[device], answers[device])
+    fleet.round()  # a wrong guess of what the device holds would be refused
+    steps = [fleet.devices[device].account.held.exponents.astype(int) for device in NAMES]
+    if name != "fedasync":  # there, the devices are told of different versions
+        assert (steps[2] == steps[0] + 3).all()
+    assert (steps[2] > steps[0]).all()
