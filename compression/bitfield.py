@@ -1,5 +1,8 @@
 """Fields of different widths, packed into bytes: lowest bit first, zeros fill up the last byte."""
 
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,15 +12,19 @@ Ints = NDArray[np.int64]
 
 _BLOCK = 1 << 15
 _MAX_VARINT_BYTES = 5
+_UNFILLED = "a byte is filled up with other than zeros"
 
 
 def pack(fields: Ints, widths: NDArray[np.integer]) -> bytes:
-    """Pack fields [n], none negative, each into its number of bits [n]; the inverse of `Reader.take_fields`."""
-    bits = []
-    for i in range(0, len(fields), _BLOCK):
-        places, inside = _places(widths[i : i + _BLOCK])
-        bits.append((fields[i : i + _BLOCK, None] >> places & 1)[inside].astype(np.bool_))
-    return np.packbits(np.concatenate(bits), bitorder="little").tobytes() if bits else b""
+    """Pack fields [n], none negative, each into its number of bits [n], 56 at most; see `Reader.take_fields`."""
+    packed = np.zeros(-(-int(widths.sum(dtype=np.int64)) // 8), np.uint8)
+    for block, first, bits in _blocks(widths):
+        moved = fields[block] << (bits & 7)
+        for k, place in enumerate(_bytes(widths[block], bits)):
+            sums = np.bincount(place, moved >> 8 * k & 255)  # of bits that are apart
+            room = packed[first + k : first + k + len(sums)]
+            room += sums[: len(room)].astype(np.uint8)
+    return packed.tobytes()
 
 
 def pack_unary(numbers: Ints) -> bytes:
@@ -69,17 +76,19 @@ class Reader:
         raise DecodeError("a number does not end")
 
     def take_fields(self, widths: NDArray[np.integer]) -> Ints:
-        """Take fields of these widths [n]."""
-        total = int(widths.sum())
-        bits = self._bits(self.take(-(-total // 8)), total)
+        """Take fields of these widths [n], 56 bits at most; the inverse of `pack`."""
+        total = int(widths.sum(dtype=np.int64))
+        data = self.take(-(-total // 8))
+        if total % 8 and data[-1] >> total % 8:
+            raise DecodeError(_UNFILLED)
+        packed = np.frombuffer(data + bytes(8), np.uint8)
         fields = np.zeros(len(widths), np.int64)
-        end = 0
-        for i in range(0, len(widths), _BLOCK):
-            places, inside = _places(widths[i : i + _BLOCK])
-            digits = np.zeros(inside.shape, np.int64)
-            start, end = end, end + int(np.count_nonzero(inside))
-            digits[inside] = bits[start:end]
-            fields[i : i + _BLOCK] = (digits << places).sum(axis=1)
+        for block, first, bits in _blocks(widths):
+            found = fields[block]
+            for k, place in enumerate(_bytes(widths[block], bits)):
+                found |= packed[first + k :].take(place).astype(np.int64) << 8 * k
+            found >>= bits & 7
+            found &= (1 << widths[block].astype(np.int64)) - 1
         return fields
 
     def take_unary(self, count: int, largest: int) -> Ints:
@@ -101,11 +110,21 @@ class Reader:
     def _bits(data: bytes, size: int) -> NDArray[np.uint8]:
         bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
         if bits[size:].any():
-            raise DecodeError("a byte is filled up with other than zeros")
+            raise DecodeError(_UNFILLED)
         return bits[:size]
 
 
-def _places(widths: NDArray[np.integer]) -> tuple[Ints, NDArray[np.bool_]]:
-    """Give the places of bits up to the widest field [most], and which of them are in each field [n, most]."""
-    places = np.arange(int(widths.max(initial=0)))
-    return places, places < widths[:, None]
+def _blocks(widths: NDArray[np.integer]) -> Iterator[tuple[slice, int, Ints]]:
+    """Give the fields block by block: which, the byte that the first begins in, and the first bit of each after it."""
+    bit = 0
+    for i in range(0, len(widths), _BLOCK):
+        block = slice(i, i + _BLOCK)
+        ends = np.cumsum(widths[block], dtype=np.int64) + bit % 8
+        yield block, bit // 8, ends - widths[block]
+        bit += int(ends[-1]) - bit % 8
+
+
+def _bytes(widths: NDArray[np.integer], bits: Ints) -> Iterator[Ints]:
+    """Give the first byte of each field, then the next one ..., as many as the widest may touch."""
+    most = int(widths.max())
+    return itertools.repeat(bits >> 3, -(-(most + 7) // 8) if most else 0)

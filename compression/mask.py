@@ -191,7 +191,9 @@ def decode_change(data: bytes, old: Bits, shapes: Shapes = (), seed: bytes = b""
         case b"\x01":
             return decode(data[1:], len(old), shapes)
         case b"\x02":
-            return old ^ marks.decode(data[1:], old, shapes)
+            changed = marks.decode(data[1:], old, shapes)
+            changed ^= old
+            return changed
         case b"\x03" if seed:
             return regrow(old, marks.decode(data[1:], old, shapes), shapes, seed, again)
         case b"\x04" if seed:

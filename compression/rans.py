@@ -32,7 +32,7 @@ class Tables:
         self.scale, (self.contexts, self.columns) = scale, frequencies.shape
         self.frequencies = frequencies.ravel()
         self.starts = (np.cumsum(frequencies, axis=1) - frequencies).ravel()
-        self.mask, self.shift, self.spill = (np.array(value) for value in ((1 << scale) - 1, scale, 32 - scale))
+        self.mask, self.shift = np.array((1 << scale) - 1), np.array(scale)
 
 
 def push(
@@ -51,7 +51,7 @@ def push(
     while True:
         lanes, size = len(states), 0
         for row in _rows_backwards(tables, symbols, contexts, (0, *cuts, left), lanes):
-            _push_row(states[: len(row[0])], row, tables.spill, words)
+            _push_row(states[: len(row[0])], row, words)
             size += len(row[0])
             if lanes < 1 << log_lanes and (words.size >= 2 * lanes or size > lanes * (MOST_NARROW_ROWS - 1)):
                 break
@@ -158,9 +158,9 @@ def _narrow(states: Ints, filled: int, words: _Words) -> Ints:
 def _rows_backwards(
     tables: Tables, symbols: Symbols, contexts: Contexts, cuts: Sequence[int], lanes: int
 ) -> Iterator[tuple[Ints, ...]]:
-    """Give frequencies, 2^scale less these, and starts of the symbols between the first and the last cut, backwards.
+    """Give the frequencies f of the symbols between the first and the last cut, backwards, a row each time.
 
-    Each time of one row, with none of the cuts in between.
+    And with them 2^scale - f, their starts, and from which state on a word goes out; no row goes across a cut.
     """
     block = lanes * max(1, min(MOST_NARROW_ROWS, _BLOCK // lanes))
     for start, cut in zip(cuts[-2::-1], cuts[:0:-1], strict=True):
@@ -168,16 +168,16 @@ def _rows_backwards(
             some = slice(max(end - block, start), end)
             cells = _of(contexts, some) * tables.columns + symbols[some]
             frequencies, starts = tables.frequencies[cells], tables.starts[cells]
-            columns = frequencies, (1 << tables.scale) - frequencies, starts
+            columns = frequencies, (1 << tables.scale) - frequencies, starts, frequencies << 32 - tables.scale
             part = len(cells) % lanes
             yield from zip(*(column[part:].reshape(-1, lanes)[::-1] for column in columns), strict=True)
             if part:
                 yield tuple(column[:part] for column in columns)
 
 
-def _push_row(states: Ints, row: tuple[Ints, ...], spill: Ints, words: _Words) -> None:
-    frequencies, others, starts = row
-    full = ((states >> spill) >= frequencies).nonzero()[0]
+def _push_row(states: Ints, row: tuple[Ints, ...], words: _Words) -> None:
+    frequencies, others, starts, full_from = row
+    full = (states >= full_from).nonzero()[0]
     if len(full):
         spilt = states[full]
         words.put(spilt)

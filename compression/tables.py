@@ -22,7 +22,8 @@ from edge_runtime.compression.errors import DecodeError
 
 Ints = NDArray[np.int64]
 
-_DIGITS = (1, 2, 3, 4, 5, 7, 15)
+_USUAL_DIGITS = 3
+_DIGITS_TRIED = ((2, 1), (4, 5, 7, 15))
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,24 @@ class Table:
 def fit(counts: Ints, scale: int) -> tuple[Table, float]:
     """Fit rows that add up to 2^scale to counts [contexts, symbols]; also give the bits of the table and the symbols.
 
-    Fewer digits make a shorter table and longer symbols; the best of some is taken.
+    Fewer digits make a shorter table and longer symbols: from 3 on, fewer or more are tried while the sum falls.
     """
     usual = int(counts.sum(axis=0).argmax())
     used = counts > 0
     total = np.maximum(counts.sum(axis=1, keepdims=True), 1)
     exact = np.maximum((counts * (2 << scale) // total + 1) >> 1, used)
-    best: tuple[Table, float] | None = None
-    for digits in _DIGITS:
+
+    def cut(digits: int) -> tuple[Table, float]:
         table = Table(_settle(_rounded(exact, digits), used, digits, usual, scale), usual, digits)
-        bits = _Written(table).bits + float((counts[used] * (scale - np.log2(table.frequencies[used]))).sum())
-        if best is None or bits < best[1]:
-            best = table, bits
-    assert best is not None  # noqa: S101 - there are digits to try
+        return table, _Written(table).bits + float((counts[used] * (scale - np.log2(table.frequencies[used]))).sum())
+
+    best = cut(_USUAL_DIGITS)
+    for side in _DIGITS_TRIED:
+        for digits in side:
+            other = cut(digits)
+            if other[1] >= best[1]:
+                break
+            best = other
     return best
 
 
