@@ -10,17 +10,19 @@ written before the first device is told of it. A device whose grid is no longer 
 
 import logging
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 from edge_runtime import algorithm, coding, grid, wire
 from edge_runtime.algorithm import Server, SparseServer
 from edge_runtime.coding import Coding
+from edge_runtime.compression.submodel import Cut
 from edge_runtime.coordinator import content
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import Run
 from edge_runtime.errors import DecodeError
 from edge_runtime.grid import Bits, Exponents, Grid, Initial
-from edge_runtime.tree import Layout
+from edge_runtime.tree import Flat, Layout
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +40,12 @@ class Downlink:
         self._most = algorithm.wire_values(run.settings)
         self._coding = coding.parse(run.config.down, "run: down")
         drawn = run.description.model.drawn
-        self._initial: Initial = (lambda held: run.initial if held is None else run.initial[held]) if drawn else None
+        self._drawn = drawn
         # Kept up from the start, whoever asks for steps: a run that is resumed must choose the same ones.
         model = server.shared() if wire.tells(run.parts.Down) else None
         self._steps: Exponents | None = None if model is None else grid.exponents(None, model, self._layout, None)
         self._grids: OrderedDict[tuple[int, int], Grid] = OrderedDict()
-        self._same: OrderedDict[tuple[int, bytes, int], bytes] = OrderedDict()
+        self._same: OrderedDict[tuple[int, bytes, int, Cut | None], bytes] = OrderedDict()
         self._downs: OrderedDict[bytes, bytes] = OrderedDict()
         """Of equal Downs: they are encoded once."""
 
@@ -81,7 +83,8 @@ class Downlink:
         def support(_up: Any) -> Bits | None:
             return None if sparse is None else sparse.support(device, self._server.round)
 
-        return wire.decode_up(payload, run.parts.Up, self._layout, run.description.private, self._most, support)
+        layout = run.setup_of(device).model.layout
+        return wire.decode_up(payload, run.parts.Up, layout, run.description.private, self._most, support)
 
     def encode(self, device: str, first: bool, evaluate: bool) -> bytes:
         """Encode what a device is told now; for an evaluation also the whole shared model, where that is not all of it.
@@ -90,30 +93,35 @@ class Downlink:
         """
         chosen, server = self.coding_of(device), self._server
         down = server.down(device, first)
-        sparse = self._sparse
-        held = wire.holds(down, self._layout) if sparse is None else sparse.support(device, server.round)
-        whole = self._whole(chosen.finer) if self._on_grid(chosen) else None
-        told = None if whole is None else self._told(device, held, whole, None if first else self._base(device))
+        sparse, has = self._sparse, self._has(device)
+        held = wire.holds(down, has.layout) if sparse is None else sparse.support(device, server.round)
+        whole = has.of_grid(self._whole(chosen.finer)) if self._on_grid(chosen) else None
+        told = None if whole is None else self._told(device, has, held, whole, None if first else self._base(device))
         key = content.digest((server.round, evaluate, chosen, told, down))
         if key not in self._downs:
-            data = wire.encode_down(down, chosen, grid.counts(self._layout, held), told, self._columns)
+            data = wire.encode_down(down, chosen, grid.counts(has.layout, held), told, self._columns)
             if evaluate:
-                rest = None if sparse is None else whole or server.shared()
-                data = wire.encode_evaluation(data, rest, self._layout, self._initial)
+                rest = None if sparse is None else whole or has.of(server.shared())
+                data = wire.encode_evaluation(data, rest, has.layout, has.initial)
             _put(self._downs, key, data, _KEPT_DOWNS)
         return self._downs[key]
 
-    def _told(self, device: str, held: Bits | None, whole: Grid, base: Grid | None) -> bytes:
+    def _told(self, device: str, has: "_Has", held: Bits | None, whole: Grid, base: Grid | None) -> bytes:
         """Encode values of the grid; once, if all devices that hold the same are told the same."""
+        base = None if base is None else has.of_grid(base)
         if self._sparse is not None:
             base = None if base is None else grid.part(base, self._sparse.support(device, base.round))
-            return grid.encode(grid.part(whole, held), self._layout, base, self._initial)
-        key = whole.round, whole.exponents.tobytes(), -1 if base is None else base.round
+            return grid.encode(grid.part(whole, held), has.layout, base, has.initial)
+        key = whole.round, whole.exponents.tobytes(), -1 if base is None else base.round, has.cut
         if key not in self._same:
             base = None if base is None else grid.part(base, held)
-            told = grid.encode(grid.part(whole, held), self._layout, base, self._initial)
+            told = grid.encode(grid.part(whole, held), has.layout, base, has.initial)
             _put(self._same, key, told, _KEPT_SAME)
         return self._same[key]
+
+    def _has(self, device: str) -> "_Has":
+        run = self._run
+        return _Has(run.setup_of(device).model.layout, run.cut_of(device), run.initial if self._drawn else None)
 
     def held_after(self, device: str, up: Any) -> str:
         """Name the grid that a device holds once its Up has taken effect; empty: none."""
@@ -150,6 +158,30 @@ class Downlink:
                 return None
             _put(self._grids, key, found, _KEPT_GRIDS)
         return self._grids.get(key)
+
+
+@dataclass(frozen=True)
+class _Has:
+    """What a device has of the model: all of it, or what a cut leaves."""
+
+    layout: Layout
+    cut: Cut | None
+    drawn: Flat | None
+    """What the whole model began as; None: devices do not know that."""
+
+    def of(self, model: Flat | None) -> Flat | None:
+        """Give the device's part of a model."""
+        return model if model is None or self.cut is None else model[self.cut.bits]
+
+    def of_grid(self, whole: Grid) -> Grid:
+        """Give the device's part of a grid."""
+        return whole if self.cut is None else Grid(whole.round, whole.exponents, whole.values[self.cut.bits])
+
+    @property
+    def initial(self) -> Initial:
+        """Give what the device's part began as, at some of its places."""
+        drawn = self.of(self.drawn)
+        return None if drawn is None else lambda held: drawn if held is None else drawn[held]
 
 
 def _name(round_: int, finer: int) -> str:

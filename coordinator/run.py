@@ -1,6 +1,9 @@
 """A run as a person writes it, and everything that follows from it before the first message."""
 
 import dataclasses
+import fnmatch
+import hashlib
+import logging
 import math
 import subprocess
 import sys
@@ -10,15 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_runtime import algorithm, bundle, coding, config, models, seed_set, wire
-from edge_runtime.algorithm import Algorithm
+from edge_runtime import algorithm, bundle, coding, config, models, narrow, seed_set, wire
+from edge_runtime.algorithm import Algorithm, CutServer
+from edge_runtime.compression import submodel
+from edge_runtime.compression.submodel import Cut
 from edge_runtime.coordinator.actions import Plan
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import ConfigError, DecodeError
+from edge_runtime.files import write_atomic
 from edge_runtime.message import CHUNK_BYTES, MAX_CHUNK_BYTES, check_name
 from edge_runtime.peers import Start
 from edge_runtime.seed_set import SeedSet
 from edge_runtime.setup import ModelCard, Setup
-from edge_runtime.tree import Flat
+from edge_runtime.tree import Flat, Layout
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,17 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """The run as some of its devices see it."""
+
+    devices: str
+    """A pattern of their ids."""
+    setup: Setup
+    cut: Cut | None = None
+    """What they have of the model; None: all of it."""
+
+
+@dataclass(frozen=True)
 class Run:
     """A run, checked and ready: the algorithm, its settings, the model's tensors and initial values [size]."""
 
@@ -94,8 +113,17 @@ class Run:
     settings: Any
     description: Setup
     initial: Flat
-    variants: tuple[tuple[str, Setup], ...] = ()
-    """Patterns of device ids, and the run as those devices see it; the first that fits counts."""
+    variants: tuple[Variant, ...] = ()
+    """The first that fits a device counts."""
+
+    def cut_of(self, device: str) -> Cut | None:
+        """Say what a device has of the model; None: all of it."""
+        return next((one.cut for one in self.variants if fnmatch.fnmatchcase(device, one.devices)), None)
+
+    def setup_of(self, device: str) -> Setup:
+        """Give the run as a device sees it."""
+        fits = (one.setup for one in self.variants if fnmatch.fnmatchcase(device, one.devices))
+        return next(fits, self.description)
 
     @property
     def deadline_s(self) -> float:
@@ -138,8 +166,8 @@ def prepare(
     Args:
         run: the table [run].
         table: the table [algorithm], kebab-case keys.
-        variants: the tables [variant.NAME]: `devices`, a pattern of ids, and what these have of their own: `model`,
-            and keys of [algorithm].
+        variants: the tables [variant.NAME]: `devices`, a pattern of ids, and what these have of their own: `model`, or
+            `width`, the part of the run's model that they have; and keys of [algorithm].
         seeds: the seed set, for an algorithm that has one.
 
     Raises:
@@ -152,6 +180,8 @@ def prepare(
     public = seed_set.encode(seeds) if seeds is not None and "seed_set" in fields else b""
     if seeds is not None and public:
         table["seed-set"] = seeds.identity.hex()
+    if any("width" in _table(name, own) for name, own in (variants or {}).items()) and "aggregate" in fields:
+        table = {"aggregate": "owners" if table.get("aggregator", "mean") == "mean" else "cohort", **table}
     settings = config.build(parts.Config, table, "algorithm")
     card, initial = _model(run.model, run.seed)
     kept = bundle.unpack(card.bundle).private if card.bundle else ()
@@ -160,11 +190,14 @@ def prepare(
         settings = config.build(parts.Config, table, "algorithm")
     if wire.tells(parts.Down) and coding.parse(run.down, "down").kind == "bits":
         raise ConfigError(f"run: down: {run.down!r} is for posteriors: a model takes lossless, bf16 or step:S")
-    parts.Server(settings, card.layout, initial, {}, run.seed)
+    server = parts.Server(settings, card.layout, initial, {}, run.seed)
     private = algorithm.private_names(settings, card.layout)
     how = (run.up, run.error_feedback, run.rounding)
     description = Setup(run.algorithm, config.table(settings), card, run.seed, private, None, public, *how)
-    made = tuple(_variant(parts, description, name, table, own) for name, own in (variants or {}).items())
+    made = tuple(
+        _variant(parts, description, name, table, _table(name, own), isinstance(server, CutServer))
+        for name, own in (variants or {}).items()
+    )
     return Run(run, parts, settings, description, initial, made)
 
 
@@ -181,13 +214,16 @@ def _known(run: RunConfig) -> dict[str, int]:
     return {"rounds": run.rounds, "cohort": run.buffer if run.habit == "asynchronous" else least}
 
 
-def _variant(
-    parts: Algorithm, run: Setup, name: str, table: dict[str, Any], given: Mapping[str, Any]
-) -> tuple[str, Setup]:
+def _table(name: str, given: Any) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise ConfigError(f"variant: {name} must be a table, [variant.{name}]")
-    own = dict(given)
-    pattern, model = own.pop("devices", None), own.pop("model", None)
+    return dict(given)
+
+
+def _variant(
+    parts: Algorithm, run: Setup, name: str, table: dict[str, Any], own: dict[str, Any], cuts: bool
+) -> Variant:
+    pattern, model, width = own.pop("devices", None), own.pop("model", None), own.pop("width", None)
     if not isinstance(pattern, str):
         raise ConfigError(f"variant.{name}: devices must be a pattern of device ids, such as 'gateway-*'")
     settings = config.build(parts.Config, {**table, **own}, f"variant.{name}")
@@ -198,7 +234,58 @@ def _variant(
         if not parts.Client.own_model:
             raise ConfigError(f"variant.{name}: with {run.algorithm} all devices have the model {run.model.name!r}")
         card = _own_model(model)
-    return pattern, dataclasses.replace(run, config=config.table(settings), own=card)
+    setup = dataclasses.replace(run, config=config.table(settings), own=card)
+    if width is None:
+        return Variant(pattern, setup)
+    if not cuts:
+        raise ConfigError(f"variant.{name}: width: with {run.algorithm} all devices have the whole model")
+    cut = _cut(run.model, width, f"variant.{name}")
+    layout = Layout(run.model.layout.names, cut.shapes)
+    part = ModelCard(run.model.name, layout, _graphs(run.model.name, cut), submodel.encode(cut))
+    return Variant(pattern, dataclasses.replace(setup, model=part), cut)
+
+
+def _cut(card: ModelCard, width: Any, where: str) -> Cut:
+    if not card.drawn:
+        raise ConfigError(f"{where}: width: only built-in models can be cut, and {card.name!r} is none")
+    structure = narrow.structure(models.find(card.name))
+    if not structure.groups:
+        raise ConfigError(f"{where}: width: {card.name!r} has no channels that can be taken away")
+    if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= 1:
+        raise ConfigError(f"{where}: width must be above 0 and at most 1, not {width!r}")
+    return submodel.nested(structure, width)
+
+
+def _graphs(model: str, cut: Cut) -> bytes:
+    """Give the graphs of a part of a built-in model, from the cache if they were made before as the whole model's were.
+
+    Else by a process of its own, so that torch and its memory stay out of the coordinator.
+    """
+    encoded = submodel.encode(cut)
+    name = hashlib.sha256(bundle.pack(bundle.built_in(model)) + encoded).hexdigest()[:24]
+    path = config.cache_folder() / f"part-{name}.bundle"
+    try:
+        data = path.read_bytes()
+        bundle.unpack(data)
+    except (OSError, DecodeError):
+        log.warning("%s: making the graphs of a part of it, once: this takes half a minute", model)
+        data = _made_graphs(model, encoded)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data, durable=False)
+    return data
+
+
+def _made_graphs(model: str, cut: bytes) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "bundle"
+        command = [sys.executable, "-W", "ignore", "-m", "edge_runtime.export.bundle", model, "--cut", cut.hex()]
+        done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise ConfigError(
+                f"no graphs can be made of a part of {model!r}: {last} (run: pip install 'edge-runtime[export]')"
+            )
+        return bundle.pack(bundle.read(out))
 
 
 def _own_model(model: str) -> ModelCard:
@@ -235,12 +322,13 @@ def describe(run: Run) -> dict[str, Any]:
     return {
         "run": config.table(run.config),
         "algorithm": run.description.config,
-        **({"variants": {pattern: _own_part(run, setup) for pattern, setup in run.variants}} if run.variants else {}),
+        **({"variants": {one.devices: _own_part(run, one) for one in run.variants}} if run.variants else {}),
     }
 
 
-def _own_part(run: Run, setup: Setup) -> dict[str, Any]:
+def _own_part(run: Run, variant: Variant) -> dict[str, Any]:
     """Give what a variant has of its own."""
-    common = run.description.config
-    own = {key: value for key, value in setup.config.items() if value != common[key]}
-    return {**own, **({"model": setup.own.name} if setup.own else {})}
+    common, setup = run.description.config, variant.setup
+    own: dict[str, Any] = {key: value for key, value in setup.config.items() if value != common[key]}
+    own |= {"model": setup.own.name} if setup.own else {}
+    return own | ({"parameters": setup.model.layout.size} if variant.cut else {})

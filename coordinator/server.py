@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from edge_runtime import coding, peers, setup, wire
-from edge_runtime.algorithm import Server
+from edge_runtime.algorithm import CutServer, Server
 from edge_runtime.coding import WIRE_VERSION
 from edge_runtime.compression import codec
 from edge_runtime.coordinator.actions import (
@@ -38,7 +38,7 @@ from edge_runtime.coordinator.downlink import Downlink
 from edge_runtime.coordinator.downloads import Downloads
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.rounds import RoundsCore
-from edge_runtime.coordinator.run import Run
+from edge_runtime.coordinator.run import Run, Variant
 from edge_runtime.coordinator.versions import VersionsCore
 from edge_runtime.errors import ConfigError, DecodeError, RunError
 from edge_runtime.message import MIN_CHUNK_BYTES, Blob, Chunk, Fate, Hello, Message, Offer, Task, check_name, decode
@@ -103,7 +103,9 @@ class Coordinator:
         self._run, self._post, self._send = run, post, post.send
         self._layout = run.description.model.layout
         self._seed = run.config.seed
-        self._setups = [(pattern, setup.encode(seen)) for pattern, seen in (*run.variants, ("*", run.description))]
+        self._setups = [
+            (one.devices, setup.encode(one.setup)) for one in (*run.variants, Variant("*", run.description))
+        ]
         self._blobs: OrderedDict[str, bytes] = OrderedDict()
         self._open: dict[str, _Open] = {}
         self._asked: dict[str, str] = {}
@@ -113,6 +115,8 @@ class Coordinator:
         """Updates of an asynchronous run that the last checkpoint holds."""
         memories = journal.memories
         self.server: Server = run.parts.Server(run.settings, self._layout, run.initial, memories, self._seed)
+        if isinstance(self.server, CutServer):
+            self.server.cut_of = run.cut_of
         self._downlink = Downlink(run, self.server, journal)
         self._recover()
 

@@ -131,7 +131,7 @@ def samples(
     workshop = Workshop(models=1, splits=1)
     for done, (recipe, run) in enumerate(runs):
         tell(f"{recipe.name}: training {done + 1}/{len(runs)} ...")
-        model = workshop.model(Compute(recipe.backend, threads=threads), recipe.model, run.description.model.bundle)
+        model = workshop.model(Compute(recipe.backend, threads=threads), run.description.model)
         split = workshop.split(_PART, cache)
         match recipe.kind:
             case "dense":

@@ -119,6 +119,25 @@ class Averaging(sgd.Sgd):
         return f"{self.aggregator} with byzantine {self.byzantine} needs {least} inputs; {count} updates{buckets}"
 
 
+@dataclass(frozen=True)
+class OwnedAveraging(Averaging):
+    """The Config of an algorithm whose devices may have a part of the model each."""
+
+    aggregate: str = "cohort"
+    """Divide a sum of updates by the `cohort` size, or at each coordinate by the number of its `owners`.
+
+    With sub-models ([variant.NAME] width) `owners` is the default. Aggregators other than the mean take an update for a
+    row that is zero where the device owns nothing.
+    """
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        super().__post_init__()
+        sgd.require_one_of("aggregate", self.aggregate, ("cohort", "owners"))
+        if self.aggregate == "owners" and self.aggregator != "mean":
+            raise ConfigError(f"algorithm: aggregate must be cohort with aggregator {self.aggregator}, not owners")
+
+
 class Aggregate(Protocol):
     """Takes the updates of a round, and moves a model by what they come to."""
 

@@ -30,6 +30,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.compression.submodel import Cut
 from edge_runtime.errors import ConfigError
 from edge_runtime.mask import Mask
 from edge_runtime.seed_set import SeedSet
@@ -208,6 +209,18 @@ class SparseServer(Protocol):
     def support(self, device: str, round_: int) -> NDArray[np.bool_]:
         """Say which values of the shared model [size] a device is told in this round, or was in the last it did."""
         ...
+
+
+@typing.runtime_checkable
+class CutServer(Protocol):
+    """A Server that lets devices have sub-models: it tells them of, and hears from them, the values that they have."""
+
+    cut_of: Callable[[str], Cut | None]
+    """Gives what a device has of the model; None: all of it. Until it is set all devices have all."""
+
+
+def no_cut(device: str) -> None:  # as `CutServer.cut_of` is asked
+    """Say that a device has the whole model."""
 
 
 class Server(Protocol):

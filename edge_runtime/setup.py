@@ -26,11 +26,13 @@ class ModelCard:
     layout: Layout
     bundle: bytes = b""
     """The model's graphs (`bundle.pack`), for one that is not built in. Empty: the device has the model."""
+    cut: bytes = b""
+    """Which channels of the model called `name` this one has (`compression/submodel.py`). Empty: all."""
 
     @property
     def drawn(self) -> bool:
         """Say whether it begins as `models.initial` draws it from the run's seed, so that nobody need be told how."""
-        return not self.bundle and ":" not in self.name
+        return ":" not in self.name and (not self.bundle or bool(self.cut))
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ def encode(setup: Setup) -> bytes:
 
 
 def _card_record(card: ModelCard) -> dict[str, Any]:
-    bundle = base64.b64encode(card.bundle).decode()
-    return {"name": card.name, "names": card.layout.names, "shapes": card.layout.shapes, "bundle": bundle}
+    bundle, cut = (base64.b64encode(data).decode() for data in (card.bundle, card.cut))
+    return {"name": card.name, "names": card.layout.names, "shapes": card.layout.shapes, "bundle": bundle, "cut": cut}
 
 
 def decode(data: bytes) -> Setup:
@@ -106,11 +108,12 @@ def decode(data: bytes) -> Setup:
 
 
 def _card(record: Any) -> ModelCard:
-    if not isinstance(record, dict) or set(record) != {"name", "names", "shapes", "bundle"}:
+    if not isinstance(record, dict) or set(record) != {"name", "names", "shapes", "bundle", "cut"}:
         raise DecodeError("setup: the fields of a model are not those of one")
     if not isinstance(record["name"], str):
         raise DecodeError("setup: a model's name must be a string")
-    return ModelCard(record["name"], _layout(record["names"], record["shapes"]), _bytes(record, "bundle"))
+    layout = _layout(record["names"], record["shapes"])
+    return ModelCard(record["name"], layout, _bytes(record, "bundle"), _bytes(record, "cut"))
 
 
 def _bytes(record: dict[str, Any], name: str) -> bytes:

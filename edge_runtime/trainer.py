@@ -20,10 +20,24 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime import accounts, algorithm, bundle, coding, config, data, losses, models, peers, seed_set, setup, wire
+from edge_runtime import (
+    accounts,
+    algorithm,
+    bundle,
+    coding,
+    config,
+    data,
+    losses,
+    models,
+    narrow,
+    peers,
+    seed_set,
+    setup,
+    wire,
+)
 from edge_runtime.accounts import Account
 from edge_runtime.algorithm import Deploys, Fitted, Model, OwnModel, Server, SparseClient, State, Weighs
-from edge_runtime.compression import codec
+from edge_runtime.compression import codec, submodel
 from edge_runtime.compute import DEFAULT, Compute
 from edge_runtime.devices import meter
 from edge_runtime.devices.profile import profile
@@ -89,7 +103,7 @@ def _work(job: Job, task: Task, store: Store, workshop: Workshop) -> Outcome:
     received = store.read(task.down.digest)
     client = parts.Client(settings, model, state)
     support = client.support if isinstance(client, SparseClient) else lambda down: None
-    initial = partial(models.initial, models.find(run.model.name), run.seed) if run.model.drawn else None
+    initial = _initial(run.model, run.seed) if run.model.drawn else None
     reading = _Reading(shared_model.layout, algorithm.wire_values(settings), support, account.held, initial)
     shared, down, held, faults = _unpack(job.device, task, received, run, parts, settings, reading)
     seeds = seed_set.decode(run.seed_set) if run.seed_set else None
@@ -143,13 +157,22 @@ def _load(job: Job, card: setup.ModelCard, workshop: Workshop) -> Model:
     """Load a model, which must have the tensors that the coordinator says."""
     if ":" in card.name and not card.bundle and card.name not in job.factories:
         raise DeviceError(f"model {card.name!r} is code that this device does not allow: start it with --allow-model")
-    model = workshop.model(job.compute, card.name, card.bundle)
+    model = workshop.model(job.compute, card)
     if model.layout != card.layout:
         raise DeviceError(
             f"model {card.name!r} has other tensors on this device than on the coordinator: "
             f"{_difference(model.layout, card.layout)}; install the same version of it on both"
         )
     return model
+
+
+def _initial(card: setup.ModelCard, seed: int) -> Initial:
+    """Draw what a built-in model begins as, at some places of what this device has of it."""
+    spec = models.find(card.name)
+    if not card.cut:
+        return partial(models.initial, spec, seed)
+    bits = submodel.decode(card.cut, narrow.structure(spec)).bits
+    return lambda held: models.initial(spec, seed, bits if held is None else submodel.within(bits, held))
 
 
 def _difference(here: Layout, there: Layout) -> str:

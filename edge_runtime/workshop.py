@@ -8,6 +8,7 @@ from edge_runtime import backends, bundle, data
 from edge_runtime.algorithm import Model
 from edge_runtime.compute import Compute
 from edge_runtime.data import DataConfig, Split
+from edge_runtime.setup import ModelCard
 
 
 def _same(split: Split) -> Split:
@@ -22,14 +23,14 @@ class Workshop:
         self._model = functools.lru_cache(models)(_model)
         self._split = functools.lru_cache(splits)(lambda config, cache: alter(data.load(config, cache)))
 
-    def model(self, compute: Compute, name: str, packed: bytes) -> Model:
-        """Make a model of its name, or of its bundle (`bundle.pack`); see `backends.load`."""
-        return self._model(compute, name, packed)
+    def model(self, compute: Compute, card: ModelCard) -> Model:
+        """Make a model of its name, or of its bundle; see `backends.load`."""
+        return self._model(compute, card)
 
     def split(self, config: DataConfig, cache: Path) -> Split:
         """Load a device's part; see `data.load`."""
         return self._split(config, cache)
 
 
-def _model(compute: Compute, name: str, packed: bytes) -> Model:
-    return backends.load(compute, name, bundle.unpack(packed) if packed else None)
+def _model(compute: Compute, card: ModelCard) -> Model:
+    return backends.load(compute, card.name, bundle.unpack(card.bundle) if card.bundle else None, card.cut)

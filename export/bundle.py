@@ -17,24 +17,20 @@ from pathlib import Path
 
 import torch
 
-from edge_runtime import bundle, models
+from edge_runtime import bundle, models, narrow
 from edge_runtime.backends import torch as torch_backend
 from edge_runtime.bundle import Bundle
+from edge_runtime.compression import submodel
 from edge_runtime.errors import ConfigError, EdgeError
 from edge_runtime.export import check, graphs, packed
+from edge_runtime.models import ModelSpec
 
 _TYPES = {"float32": torch.float32, "int64": torch.int64}
 
 
-def of_built_in(name: str, memory: graphs.Knob = "recompute") -> Bundle:
-    """Make the bundle of a built-in model; `edge_runtime/bundles/` holds these.
-
-    Raises:
-        ConfigError: there is no such model.
-    """
-    spec = models.find(name)
-    module = torch_backend.module_of(spec)
-    return _make(name, module, spec.input_shape, "float32", (), memory)
+def of_built_in(spec: ModelSpec, memory: graphs.Knob = "recompute") -> Bundle:
+    """Make the bundle of a built-in model, or of a part of one; `edge_runtime/bundles/` holds the whole ones."""
+    return _make(spec.name, torch_backend.module_of(spec), spec.input_shape, "float32", (), memory)
 
 
 def of_factory(
@@ -112,6 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--type", default="float32", choices=sorted(_TYPES))
     parser.add_argument("--memory", default="recompute")
     parser.add_argument("--private", action="append", default=[])
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--cut", type=bytes.fromhex, default=b"")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", action="store_true")
@@ -144,6 +142,15 @@ def _knob(text: str) -> graphs.Knob:
     return fraction
 
 
+def _cut(options: argparse.Namespace) -> bytes:
+    if options.width == 1:
+        return bytes(options.cut)
+    try:
+        return submodel.encode(submodel.nested(narrow.structure(models.find(options.model)), options.width))
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from error
+
+
 def _run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     memory = _knob(options.memory)
@@ -153,8 +160,9 @@ def _run(options: argparse.Namespace) -> None:
         torch.manual_seed(options.seed)
         module = torch_backend.prepare(torch_backend.make(options.model))
     else:
-        made = of_built_in(options.model, memory)
-        module = torch_backend.module_of(models.find(options.model))
+        spec = narrow.find(options.model, _cut(options))
+        made = of_built_in(spec, memory)
+        module = torch_backend.module_of(spec)
     found = check.parity(module, made)
     write(made, options.out)
     record = {

@@ -22,7 +22,7 @@ __all__ = ["Client", "Config", "Down", "Server", "Up"]
 
 
 @dataclass(frozen=True)
-class Config(aggregate.Averaging):
+class Config(aggregate.OwnedAveraging):
     """Local training of both models; the defaults of lambda and the epochs are those of DisPFL's scripts."""
 
     local_epochs: int = 2

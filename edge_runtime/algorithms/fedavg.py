@@ -9,19 +9,20 @@ over the S devices that answered. (The paper averages the x_N, which is the same
 """
 
 import typing
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from edge_runtime import aggregate, sgd
-from edge_runtime.algorithm import Batches, Fitted, Model, State
+from edge_runtime.algorithm import Batches, Fitted, Model, State, no_cut
+from edge_runtime.compression.submodel import Bits, Cut
 from edge_runtime.errors import DecodeError
 from edge_runtime.tree import Change, Flat, Layout, Shared
 
 
 @dataclass(frozen=True)
-class Config(aggregate.Averaging):
+class Config(aggregate.OwnedAveraging):
     """Local training, and how updates are averaged: p_k is `weights` (`samples` is the paper's n_k / n)."""
 
 
@@ -88,7 +89,7 @@ class Server:
 
     def __init__(
         self,
-        config: aggregate.Averaging,
+        config: aggregate.OwnedAveraging,
         layout: Layout,
         initial: Flat,
         devices: MutableMapping[str, bytes],  # noqa: ARG002  # nothing is remembered of a device
@@ -96,11 +97,12 @@ class Server:
     ) -> None:
         self.round = 0
         self._model = initial.astype(np.float32)
-        self._total = aggregate.of(config, layout.size, seed)
+        self._total = aggregate.of(config, layout.size, seed, owners=config.aggregate == "owners")
+        self.cut_of: Callable[[str], Cut | None] = no_cut
 
     def down(self, device: str, first: bool) -> Down:  # noqa: ARG002
-        """Give everyone w_t."""
-        return Down(self.round, self._model.copy())
+        """Give everyone w_t, or what the device has of it."""
+        return Down(self.round, self._model.copy() if (has := self._has(device)) is None else self._model[has])
 
     def absorb(self, device: str, up: Up) -> None:
         """Fold in an update.
@@ -110,7 +112,12 @@ class Server:
         """
         if up.round != self.round:
             raise DecodeError(f"Up: it is of round {up.round}, not {self.round}")
-        self._total.add(device, up.values, up.samples)
+        self._total.add(device, up.values, up.samples, self._has(device))
+
+    def _has(self, device: str) -> Bits | None:
+        """Say which values of the model a device has; None: all."""
+        cut = self.cut_of(device)
+        return None if cut is None else cut.bits
 
     def close(self) -> None:
         """Move w by the mean update, or what the aggregator makes of them."""

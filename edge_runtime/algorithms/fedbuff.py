@@ -24,7 +24,7 @@ __all__ = ["Client", "Config", "Down", "Server", "Up"]
 
 
 @dataclass(frozen=True)
-class Config(aggregate.Averaging):
+class Config(aggregate.OwnedAveraging):
     """Local training, and what the server makes of it."""
 
     server_lr: float = 1.0
@@ -58,9 +58,9 @@ class Server(fedavg.Server):
         """
         if not 0 <= up.round <= self.round:
             raise DecodeError(f"Up: it is of version {up.round}, and there are those up to {self.round}")
-        fixed.check(up.values, None, len(self._model))
+        fixed.check(up.values, self._has(device), len(self._model))
         weight = (1 + self.round - up.round) ** -self._config.staleness_exponent
-        self._total.add(device, np.float32(weight) * up.values, up.samples)
+        self._total.add(device, np.float32(weight) * up.values, up.samples, self._has(device))
 
     def close(self) -> None:
         """Move w by the mean of what arrived."""

@@ -20,15 +20,16 @@ code (Lockdown, DisPFL), not a quotation.
 import hashlib
 import math
 import typing
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from edge_runtime import aggregate, packed, sgd
-from edge_runtime.algorithm import Batches, Fitted, Model, State
-from edge_runtime.compression import codec
+from edge_runtime.algorithm import Batches, Fitted, Model, State, no_cut
+from edge_runtime.compression import codec, submodel
 from edge_runtime.compression import mask as masks
+from edge_runtime.compression.submodel import Cut
 from edge_runtime.errors import ConfigError, DecodeError
 from edge_runtime.mask import Bits, Mask, from_bits
 from edge_runtime.tree import Change, Flat, Layout, Shared
@@ -38,8 +39,8 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Config(aggregate.Averaging):
-    """Local training, how updates are averaged (of uniform weight [recalled]), and the masks."""
+class Config(aggregate.OwnedAveraging):
+    """Local training, how updates are averaged (of uniform weight, divided by the cohort [recalled]), and the masks."""
 
     density: float = 0.5
     """ρ: active weights / all weights, over the tensors that are masked. [recalled]"""
@@ -69,11 +70,6 @@ class Config(aggregate.Averaging):
     that grows starts at 0 (one that was just dropped, in `split`, at its value in w), since its value cannot have been
     sent; and a device's first round has nothing to go by and moves nothing.
     """
-    aggregate: str = "cohort"
-    """Divide a sum of updates by the `cohort` size, or at each coordinate by the number of its `owners`. [recalled]
-
-    Aggregators other than the mean take an update for a row that is zero where the device owns nothing.
-    """
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -87,9 +83,6 @@ class Config(aggregate.Averaging):
         sgd.require_one_of("mask-init", self.mask_init, ("by-mode", "same", "different"))
         sgd.require_one_of("grow", self.grow, ("gradient", "random"))
         sgd.require_one_of("mask-order", self.mask_order, ("after-train", "before-train", "split"))
-        sgd.require_one_of("aggregate", self.aggregate, ("cohort", "owners"))
-        if self.aggregate == "owners" and self.aggregator != "mean":
-            raise ConfigError(f"algorithm: aggregate must be cohort with aggregator {self.aggregator}, not owners")
         if (self.mode, self.mask_init) == ("rsm", "same"):
             raise ConfigError("algorithm: mask-init same with mode rsm is FedAvg on one sparse model; use different")
 
@@ -322,6 +315,19 @@ class Client:
         return state
 
 
+@dataclass(frozen=True)
+class _World:
+    """What a device has of the model: all of it, or what a cut leaves; and how many active weights of each tensor."""
+
+    layout: Layout
+    counts: tuple[int, ...]
+    cut: Cut | None = None
+
+    def among_all(self, bits: Bits) -> Bits:
+        """Say where in the whole model these of its values lie."""
+        return bits if self.cut is None else submodel.within(self.cut.bits, bits)
+
+
 class Server:
     """The coordinator's half: the dense w, the round's updates, and on disk the mask of each device.
 
@@ -337,16 +343,18 @@ class Server:
         self, config: Config, layout: Layout, initial: Flat, devices: MutableMapping[str, bytes], seed: int
     ) -> None:
         self.round = 0
-        self._config, self._layout, self._devices, self._seed = config, layout, devices, seed
-        self._counts = active_counts(layout, config)
+        self._config, self._devices, self._seed = config, devices, seed
+        self._whole = _World(layout, active_counts(layout, config))
+        self._worlds: dict[Cut, _World] = {}
+        self.cut_of: Callable[[str], Cut | None] = no_cut
         self._model = initial.astype(np.float32)
         self._total = aggregate.of(config, layout.size, seed, owners=config.aggregate == "owners")
-        self._drawn = b"", np.empty(0, np.bool_)
+        self._drawn = b"", self._whole, np.empty(0, np.bool_)
 
     def down(self, device: str, first: bool) -> Down:
         """Give the values that the device's mask picks out of w_t, and to one without a mask also that."""
         coded = self._mask(device, self.round)
-        values = self._model[self._bits(device, coded)]
+        values = self._model[self._world(device).among_all(self._bits(device, coded))]
         if not first:
             return Down(self.round, values, b"", b"")
         return Down(self.round, values, b"" if coded else self._mask_seed(device), coded)
@@ -360,19 +368,20 @@ class Server:
         """
         if up.round != self.round:
             raise DecodeError(f"Up: it is of round {up.round}, not {self.round}")
-        coded = self._mask(device, self.round)
+        coded, world = self._mask(device, self.round), self._world(device)
         old = new = self._bits(device, coded)
         if up.mask:
             if self._config.mode == "rsm":
                 raise DecodeError("Up: a mask moves, but the masks of this run are static")
-            new = _check(self._moved(old, up.mask), self._layout, self._counts)
+            new = _check(self._moved(old, up.mask, world.layout.shapes), world.layout, world.counts)
         entry = codec.encode([self.round, coded, masks.encode(new)]) if up.mask else b""
-        self._total.add(device, up.values, up.samples, new if self._config.moves_first else old)
+        where = world.among_all(new if self._config.moves_first else old)
+        self._total.add(device, up.values, up.samples, where)
         if entry:
             self._devices[device] = entry
 
-    def _moved(self, old: Bits, change: bytes) -> Bits:
-        config, shapes = self._config, self._layout.shapes
+    def _moved(self, old: Bits, change: bytes, shapes: masks.Shapes) -> Bits:
+        config = self._config
         if config.grow != "random":
             return masks.decode_change(change, old, shapes)
         if len(change) <= masks.SEED_BYTES:
@@ -401,7 +410,7 @@ class Server:
         self._total.restore(state)
 
     def support(self, device: str, round_: int) -> Bits:
-        """Give a device's mask in this round, or in the last that it took part in."""
+        """Give a device's mask in this round, or in the last that it took part in, over what it has of the model."""
         return self._bits(device, self._mask(device, round_))
 
     def _mask(self, device: str, at: int) -> bytes:
@@ -413,12 +422,22 @@ class Server:
         return typing.cast(bytes, new if typing.cast(int, round_) < at else old)
 
     def _bits(self, device: str, coded: bytes) -> Bits:
+        world = self._world(device)
         if coded:
-            return masks.decode(coded, self._layout.size)
+            return masks.decode(coded, world.layout.size)
         seed = self._mask_seed(device)
-        if self._drawn[0] != seed:  # drawing takes a while, and all devices may begin with the same mask
-            self._drawn = seed, masks.from_seed(seed, self._layout.sizes, self._counts)
-        return self._drawn[1]
+        if self._drawn[:2] != (seed, world):  # drawing takes a while, and all devices may begin with the same mask
+            self._drawn = seed, world, masks.from_seed(seed, world.layout.sizes, world.counts)
+        return self._drawn[2]
+
+    def _world(self, device: str) -> "_World":
+        cut = self.cut_of(device)
+        if cut is None:
+            return self._whole
+        if cut not in self._worlds:
+            layout = Layout(self._whole.layout.names, cut.shapes)
+            self._worlds[cut] = _World(layout, active_counts(layout, self._config), cut)
+        return self._worlds[cut]
 
     def _mask_seed(self, device: str) -> bytes:
         """Derive the seed of a device's first mask from the run's."""

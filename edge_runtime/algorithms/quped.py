@@ -56,7 +56,7 @@ Centres = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Config(aggregate.Averaging):
+class Config(aggregate.OwnedAveraging):
     """Local training, quantisation and collaboration, and how the w_i are averaged."""
 
     weight_decay: float = 0.0

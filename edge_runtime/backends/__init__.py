@@ -3,27 +3,29 @@
 import importlib.util
 from pathlib import Path
 
-from edge_runtime import bundle, models
+from edge_runtime import bundle, narrow
 from edge_runtime.algorithm import Model
 from edge_runtime.bundle import Bundle
 from edge_runtime.compute import Compute
 from edge_runtime.errors import ConfigError, DeviceError
 
 
-def load(compute: Compute, model: str, graphs: Bundle | None = None) -> Model:
+def load(compute: Compute, model: str, graphs: Bundle | None = None, cut: bytes = b"") -> Model:
     """Make a model that can be trained.
 
     Args:
         compute: how.
         model: a name from `models.names()`, or `package.module:factory` of a torch module.
-        graphs: the model's bundle, for one that is not built in.
+        graphs: the model's bundle, for one that is not built in, or of which only a part is wanted.
+        cut: which part of the model (`compression/submodel.py`); empty: all of it.
 
     Raises:
         ConfigError: no such model, or the backend cannot compute it.
         DeviceError: this device lacks what the backend needs.
+        DecodeError: the cut is of another model.
     """
     own = graphs is None and ":" in model
-    spec = None if own or graphs is not None else models.find(model)
+    spec = None if ":" in model or (graphs is not None and not cut) else narrow.find(model, cut)
     match choose(compute, model, graphs):
         case "onnx" if own:
             raise ConfigError(f"backend: onnx needs a bundle of {model!r}; make one with `edge-coordinator export`")
@@ -33,7 +35,7 @@ def load(compute: Compute, model: str, graphs: Bundle | None = None) -> Model:
 
             options = onnx.Options(compute.device, compute.threads, compute.arena)
             return onnx.from_bundle(bundle.built_in(model) if graphs is None else graphs, options)
-        case "torch" if graphs is None:
+        case "torch" if own or spec is not None:
             _require("torch", model, "torch")
             from edge_runtime.backends import torch
 

@@ -3,16 +3,15 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edge_runtime import algorithm, coding, models, setup, wire
+from edge_runtime import algorithm, coding, setup, trainer, wire
 from edge_runtime.accounts import Account
-from edge_runtime.compression import mask
+from edge_runtime.compression import mask, submodel
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import Run, RunConfig, prepare
 from edge_runtime.coordinator.server import Coordinator
@@ -34,11 +33,12 @@ class Device:
         self.down_bytes: list[int] = []
 
     def answer(self, task: Task, received: bytes) -> bytes:
-        run, layout = self.run, self.run.description.model.layout
+        run, setup = self.run, self.run.setup_of(self.name)
+        layout = setup.model.layout
         client = run.parts.Client(run.settings, algorithm.Model(layout, None), self.state)  # type: ignore[arg-type]
         sparse = isinstance(client, algorithm.SparseClient)
         support = client.support if sparse else lambda message: None
-        initial = partial(models.initial, models.find(run.description.model.name), run.description.seed)
+        initial = trainer._initial(setup.model, setup.seed)
         down, held = wire.decode_down(received, run.parts.Down, layout, 0, support, self.account.held, initial)
         self.model, self.down_bytes = down.values, [*self.down_bytes, len(received)]
         at = support(down)
@@ -47,7 +47,7 @@ class Device:
         wanted = {field.name for field in dataclasses.fields(run.parts.Up)}
         extra = {name: value for name, value in (("mask", b""), ("samples", 1)) if name in wanted}
         up = run.parts.Up(round=down.round, values=change, **extra)
-        uplink = Uplink(coding.parse(run.description.up, "up"))
+        uplink = Uplink(coding.parse(setup.up, "up"))
         sent, debt = wire.encode_up(up, layout, (), uplink, at, self.account.debt)
         self.account = Account(held, debt)
         if sparse:
@@ -60,9 +60,10 @@ class Fleet:
 
     def __init__(self, folder: Path, name: str = "fedavg", settings: dict[str, Any] | None = None, **how: Any) -> None:
         self.asks: dict[str, str] = how.pop("asks", {})
+        variants = how.pop("variants", None)
         how = {"up": "step:0.5", "down": "step:0.5", **how}
         config = RunConfig(name, "mlp", rounds=4, devices=3, evaluate=False, **how)
-        self.folder, self.run = folder, prepare(config, settings or {})
+        self.folder, self.run = folder, prepare(config, settings or {}, variants)
         self.devices = {name: Device(name, self.run) for name in NAMES}
         self.queue: list[tuple[str, Message]] = []
         self.now_s = 0.0
@@ -162,6 +163,62 @@ def test_every_device_holds_the_model_to_half_a_step_and_is_told_differences(
         assert (np.abs(device.model - before[at]) <= steps / 2).all()
         # The model began as everybody can draw it; its steps were guessed in the first two rounds.
         assert device.down_bytes[0] < 100 < device.down_bytes[2] < len(device.model)
+
+
+WIDTHS = {"half": {"devices": "b", "width": 0.5}, "quarter": {"devices": "c", "width": 0.25}}
+
+
+@pytest.mark.parametrize("down", ["lossless", "step:0.5"])
+@pytest.mark.parametrize(("name", "settings"), [("fedavg", {}), ("fedbuff", {}), ("fedspa", FEDSPA)])
+def test_devices_with_parts_of_the_model_are_told_these_and_a_value_is_averaged_over_those_who_have_it(
+    fleets: Any, name: str, settings: dict[str, Any], down: str
+) -> None:
+    fleet = fleets(name, settings, variants=WIDTHS, up="lossless", down=down, habit="synchronous")
+    cuts = {device: fleet.run.cut_of(device) for device in NAMES}
+    has = {device: np.ones(len(fleet.model), np.bool_) if cut is None else cut.bits for device, cut in cuts.items()}
+    assert [int(has[device].sum()) for device in NAMES] == [25_450, 12_730, 6_370]
+    for round_ in range(3):
+        before = fleet.model
+        supports = _supports(fleet, has)
+        fleet.round()
+        sums, owners = np.zeros(len(before)), np.zeros(len(before))
+        for device in NAMES:
+            where, told = supports[device], fleet.devices[device].model
+            assert len(told) == np.count_nonzero(where)
+            assert np.allclose(told, before[where], atol=0 if down == "lossless" else 0.02)
+            change = np.random.default_rng([round_, *device.encode()]).normal(0, 0.01, len(told)).astype(np.float32)
+            sums[where] += change
+            owners[where] += 1
+        assert (fleet.model[owners == 0] == before[owners == 0]).all()
+        assert np.allclose(before - fleet.model, sums / np.maximum(owners, 1), atol=1e-6)
+    held = [len(device.account.held.values) for device in fleet.devices.values() if device.account.held]
+    assert len(held) == (0 if down == "lossless" else 3)
+
+
+def _supports(fleet: Fleet, has: dict[str, Any]) -> dict[str, Any]:
+    """Say where in the whole model the values lie that each device is told."""
+    server = fleet.coordinator.server
+    if not isinstance(server, algorithm.SparseServer):
+        return has
+    return {device: submodel.within(has[device], server.support(device, server.round)) for device in NAMES}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("fedavg", {}), ("fedavg", {"weights": "samples"}), ("fedspa", {**FEDSPA, "aggregate": "owners"})],
+)
+def test_parts_that_are_the_whole_model_are_averaged_to_the_same_bits(
+    fleets: Any, name: str, settings: dict[str, Any]
+) -> None:
+    plain = fleets(name, settings)
+    cut = fleets(name, settings, variants={"all": {"devices": "*", "width": 1.0}})
+    assert cut.run.settings.aggregate == "owners"
+    for fleet in (plain, cut):
+        fleet.round()
+        fleet.round()
+    assert np.array_equal(plain.model, cut.model)
+    sizes = [[device.down_bytes for device in fleet.devices.values()] for fleet in (plain, cut)]
+    assert sizes[0] == sizes[1]
 
 
 def test_all_devices_are_told_the_same_bytes(fleets: Any) -> None:

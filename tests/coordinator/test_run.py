@@ -40,12 +40,13 @@ def test_variants_give_devices_settings_and_a_model_of_their_own() -> None:
         "two": {"devices": "*", "bits": 4, "model": "watch-mlp"},
     }
     run = prepare(RunConfig("quped"), {"bits": 2, "lr": 0.05}, variants)
-    (first, one), (second, two) = run.variants
-    assert (first, one.config["bits"], one.own) == ("left-*", 1, None)
-    assert (second, two.config["bits"]) == ("*", 4)
+    assert [one.devices for one in run.variants] == ["left-*", "*"]
+    one, two = (variant.setup for variant in run.variants)
+    assert (one.config["bits"], one.own) == (1, None)
+    assert two.config["bits"] == 4
     assert two.own is not None
     assert (two.own.name, two.model) == ("watch-mlp", run.description.model)
-    assert {setup.config["lr"] for _, setup in run.variants} == {0.05}
+    assert {variant.setup.config["lr"] for variant in run.variants} == {0.05}
     assert run.description.config["bits"] == 2
 
 
@@ -73,8 +74,9 @@ def test_the_readmes_example_is_a_run(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(example)
     tables = config.read(tmp_path / "run.toml", ("run", "algorithm", "data", "variant"))
     run = prepare(RunConfig(**tables["run"], devices=20), tables["algorithm"], tables["variant"])
-    ((pattern, seen),) = run.variants
-    assert pattern == "wrist-*"
+    (variant,) = run.variants
+    seen = variant.setup
+    assert variant.devices == "wrist-*"
     assert seen.own is not None
     assert (seen.own.name, seen.config["bits"], run.settings.bits) == ("watch-cnn-small", 1, 2)
 
