@@ -4,6 +4,7 @@ Deterministic: the same seed and configuration give the same report, apart from 
 other, so that what it costs in memory is one trainer.
 """
 
+import fnmatch
 import functools
 import logging
 import math
@@ -89,6 +90,8 @@ class Scene:
     faults: Faults = CALM
     pace: Pace = _STEADY
     attack: Attack = _HONEST
+    only: str = "*"
+    """A pattern of those devices that take part."""
 
 
 def simulate(
@@ -157,6 +160,8 @@ def _devices(bus: Loopback, run: Run, scene: Scene, coordinator: Coordinator) ->
             attacks.ATTACKS[scene.attack.kind], liars, decode, seed, run.config.habit != "asynchronous"
         )
     for part, name in enumerate(scene.devices):
+        if not fnmatch.fnmatchcase(name, scene.only):
+            continue
         job = trainer.Job(name, replace(scene.data, part=part), str(scene.cache), scene.compute, scene.factories)
         store = MemoryStore()
         workshop = crooked if name in liars else honest

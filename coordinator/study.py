@@ -5,6 +5,7 @@ attackers and delays. Every case is run with several seeds: one such run is a ce
 """
 
 import dataclasses
+import fnmatch
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,11 @@ class Case:
     attack: Attack = _HONEST
     pace: Pace = _STEADY
     shows: tuple[tuple[str, str], ...] = (("", "personal"),)
-    """Lines of the table: what is added to the name, and which of METRICS it stands for."""
+    """Lines of the table: what is added to the name, and which of METRICS it stands for, or `METRIC of PATTERN`."""
+    only: str = "*"
+    """A pattern of those devices that take part."""
+    groups: tuple[str, ...] = ()
+    """Patterns of devices whose accuracies are kept by themselves too."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Cell:
 
     def digest(self) -> str:
         """Stand for all that the cell's result depends on, other scenarios and cases left out."""
-        settings = dataclasses.asdict(dataclasses.replace(self.scenario, cases=(), about=""))
+        settings = dataclasses.asdict(dataclasses.replace(self.scenario, cases=(), about="", slow=False))
         what = [__version__, settings, dataclasses.asdict(self.case), self.seed]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
@@ -95,7 +100,7 @@ class Cell:
         known = {one.name.replace("_", "-") for one in dataclasses.fields(algorithm.load(case.algorithm).Config)}
         shared = {key: value for key, value in scenario.settings.items() if key in known}
         table = {"algorithm": case.algorithm, "model": scenario.model, "seed": self.seed, **scenario.run, **case.run}
-        table["devices"] = devices = len(device_names(scenario.data))
+        table["devices"] = devices = len(fnmatch.filter(device_names(scenario.data), case.only))
         if table.get("habit") == "asynchronous" and table.get("cohort"):  # as many updates as the other cases have
             table["rounds"] = max(1, table["rounds"] * table["cohort"] // devices)
         settings = config.build(RunConfig, table, "run")

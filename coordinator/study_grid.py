@@ -164,6 +164,29 @@ _LARGE = tuple(
 )
 
 # A rate falls with every version of the model, of which an asynchronous run has many more: none falls here.
+_CLASSES = {"whole": "device-*[0369]", "half": "device-*[147]", "quarter": "device-*[258]"}
+_SHARES = {"half": 0.5, "quarter": 0.25}
+_WIDTHS = {name: {"devices": _CLASSES[name], "width": width} for name, width in _SHARES.items()}
+_EVERYWHERE = {name: {name: {"devices": "*", "width": width}} for name, width in _SHARES.items()}
+_OF_CLASSES = tuple((f" ({name})", f"shared of {devices}") for name, devices in _CLASSES.items())
+
+
+def _widths(name: str, kind: str, settings: dict[str, Any], shown: str) -> tuple[Case, ...]:
+    """Compare three widths in one run with one width on all devices, and with each class of devices alone."""
+    lines = tuple((added, metric.replace("shared", shown)) for added, metric in (("", "shared"), *_OF_CLASSES))
+    alone = tuple(
+        Case(f"{name}, {one} alone", kind, settings, variants=_EVERYWHERE.get(one, {}), only=devices, shows=lines[:1])
+        for one, devices in _CLASSES.items()
+    )
+    same = tuple(
+        Case(f"{name}, {one} everywhere", kind, settings, variants=variants, shows=lines[:1])
+        for one, variants in _EVERYWHERE.items()
+    )
+    groups = tuple(_CLASSES.values())
+    mixed = Case(f"{name}, three widths", kind, settings, variants=_WIDTHS, shows=lines, groups=groups)
+    return (mixed, *same, *alone)
+
+
 _FASHION = {"lr": 0.05, "lr-decay": 1.0, "local-epochs": 2, "batch-size": 32}
 _DEALT = DataConfig("fashion-mnist", parts=100)
 _BY_CLASSES = DataConfig("fashion-mnist", parts=100, partition="classes", classes_per_device=2)
@@ -252,6 +275,17 @@ SCENARIOS = (
         {"rounds": 50, "cohort": 5},
         {"lr": 0.05, "lr-decay": 1.0, "local-steps": 20, "batch-size": 32},
         _LARGE,
+        slow=True,
+    ),
+    Scenario(
+        "widths",
+        "fashion-mnist on 20 devices, Dirichlet 0.3: a third of the devices has the whole model, a third half of its "
+        "channels, a third a quarter",
+        DataConfig("fashion-mnist", parts=20),
+        "cnn",
+        {"rounds": 20},
+        {"lr": 0.05, "lr-decay": 1.0, "local-steps": 20, "batch-size": 32},
+        (*_widths("fedavg", "fedavg", {}, "shared"), *_widths("fedspa", "fedspa", {"density": 0.5}, "personal")),
         slow=True,
     ),
 )

@@ -5,6 +5,7 @@ settings, is not run again.
 """
 
 import contextlib
+import fnmatch
 import json
 import multiprocessing
 import signal
@@ -118,18 +119,18 @@ def play(cell: Cell) -> Record:
         EdgeError: it cannot be run, or not be finished.
     """
     started_s, cpu_s = time.perf_counter(), time.process_time()
-    made, names = cell.prepare(), device_names(cell.data)
+    case, made, names = cell.case, cell.prepare(), device_names(cell.data)
     compute = Compute(backend=cell.scenario.backend)
-    scene = Scene(cell.data, names, config.cache_folder(), compute, pace=cell.case.pace, attack=cell.case.attack)
+    scene = Scene(cell.data, names, config.cache_folder(), compute, pace=case.pace, attack=case.attack, only=case.only)
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(Journal(Path(folder), durable=False)) as journal:
         simulate(made, cell.digest()[:32], scene, journal, lambda coordinator: None)
         accepted = journal.accepted()
-    liars = scene.attack.members(cell.seed, names)
+    liars, taking_part = scene.attack.members(cell.seed, names), len(fnmatch.filter(names, case.only))
     return {
         "schema": SCHEMA,
         "scenario": cell.scenario.name,
-        "case": cell.case.name,
-        "algorithm": cell.case.algorithm,
+        "case": case.name,
+        "algorithm": case.algorithm,
         "model": made.config.model,
         "parameters": len(made.initial),
         "settings": made.description.config,
@@ -138,12 +139,14 @@ def play(cell: Cell) -> Record:
         "digest": cell.digest(),
         "versions": {**report.versions(), "commit": commit()},
         "attackers": sorted(liars),
-        **figures(accepted, liars, len(names), made.config.cohort or len(names)),
+        **figures(accepted, liars, taking_part, made.config.cohort or taking_part, case.groups),
         "times": {"wall_s": time.perf_counter() - started_s, "cpu_s": time.process_time() - cpu_s},
     }
 
 
-def figures(accepted: Sequence[Accepted], liars: Collection[str], devices: int, per_round: int) -> Record:
+def figures(
+    accepted: Sequence[Accepted], liars: Collection[str], devices: int, per_round: int, groups: Sequence[str] = ()
+) -> Record:
     """Sum up a run: the accuracies of those who do not lie, the bytes of all.
 
     Args:
@@ -151,11 +154,19 @@ def figures(accepted: Sequence[Accepted], liars: Collection[str], devices: int, 
         liars: the devices that lie.
         devices: how many there are.
         per_round: how many train in a round.
+        groups: patterns of devices whose accuracies are told by themselves too.
     """
     trained = [item for item in accepted if item.phase == "train"]
     last = [item for item in accepted if item.phase == "evaluate" and item.device not in liars]
     return {
-        "final": {metric: _spread(_accuracies(last, metric)) for metric in METRICS},
+        "final": {metric: _spread(_accuracies(last, metric)) for metric in METRICS}
+        | {
+            f"{metric} of {group}": _spread(
+                _accuracies([one for one in last if fnmatch.fnmatch(one.device, group)], metric)
+            )
+            for group in groups
+            for metric in METRICS
+        },
         "payload_bytes_up": _mean([item.metrics["payload-bytes-up"] for item in trained]),
         "payload_bytes_down": _mean([item.metrics["payload-bytes-down"] for item in trained]),
         "virtual_s": max(item.metrics["virtual-s"] for item in trained),
