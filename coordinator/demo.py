@@ -1,6 +1,7 @@
 """The commands that run something: the demo with all its processes, a simulation, a run over somebody's broker."""
 
 import dataclasses
+import fnmatch
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ def demo(tables: Tables, runs: Path, broker: str, warm: bool, baseline: bool) ->
     """
     settings, names = _data(tables)
     tables["run"]["devices"] = len(names)
+    _check_variants(tables, names)
     plans = _plans(tables, baseline)
     folder = _folder(runs)
     outcomes = []
@@ -64,6 +66,7 @@ def simulated(tables: Tables, runs: Path, faults: Faults, compute: Compute, base
     """
     settings, names = _data(tables)
     tables["run"]["devices"] = len(names)
+    _check_variants(tables, names)
     plans = _plans(tables, baseline)
     folder = _folder(runs)
     outcomes = []
@@ -93,6 +96,14 @@ def _plans(tables: Tables, baseline: bool) -> list[Run]:
     run = prepare(settings, tables["algorithm"], tables.get("variant"), _seeds(settings, tables["data"]))
     wanted = baseline and run.config.algorithm != "fedavg"
     return [run, session.baseline_of(run, tables["baseline"])] if wanted else [run]
+
+
+def _check_variants(tables: Tables, names: list[str]) -> None:
+    """Say which pattern fits none of the devices, which are known here."""
+    for name, variant in tables.get("variant", {}).items():
+        pattern = variant.get("devices") if isinstance(variant, dict) else None
+        if isinstance(pattern, str) and not fnmatch.filter(names, pattern):
+            log.warning("variant.%s: devices %r fits none of %s, ...", name, pattern, ", ".join(names[:3]))
 
 
 def _seeds(run: RunConfig, table: dict[str, Any]) -> SeedSet | None:

@@ -189,12 +189,12 @@ def _own(job: Job, run: setup.Setup, shared: Model, workshop: Workshop) -> OwnMo
     """Make the device's own model: its initial values are its own too."""
     card = run.own or run.model
     model = shared if run.own is None else _load(job, card, workshop)
-    if card.bundle:
+    if card.bundle and not card.cut:
         initial = bundle.unpack(card.bundle).initial
         if initial is None:
             raise DeviceError(f"model {card.name!r} came without initial parameters")
     else:
-        initial = models.initial(models.find(card.name), _seed(run.seed, job.device, -1)[0])
+        initial = models.initial(narrow.find(card.name, card.cut), _seed(run.seed, job.device, -1)[0])
     return OwnModel(model.layout, model.oracle, shared, initial)
 
 

@@ -21,6 +21,7 @@ from edge_runtime.wire import Uplink
 
 NAMES = ("a", "b", "c")
 FEDSPA = {"density": 0.2, "prune-rate": 0.2}
+WIDTHS = {"half": {"devices": "b", "width": 0.5}, "quarter": {"devices": "c", "width": 0.25}}
 
 
 class Device:
@@ -165,9 +166,6 @@ def test_every_device_holds_the_model_to_half_a_step_and_is_told_differences(
         assert device.down_bytes[0] < 100 < device.down_bytes[2] < len(device.model)
 
 
-WIDTHS = {"half": {"devices": "b", "width": 0.5}, "quarter": {"devices": "c", "width": 0.25}}
-
-
 @pytest.mark.parametrize("down", ["lossless", "step:0.5"])
 @pytest.mark.parametrize(("name", "settings"), [("fedavg", {}), ("fedbuff", {}), ("fedspa", FEDSPA)])
 def test_devices_with_parts_of_the_model_are_told_these_and_a_value_is_averaged_over_those_who_have_it(
@@ -241,11 +239,12 @@ def test_error_feedback_makes_the_sum_of_updates_right(fleets: Any) -> None:
     assert np.allclose(start - fleet.model, np.sum(moved, axis=0) - owed, atol=1e-5)
 
 
+@pytest.mark.parametrize("variants", [None, WIDTHS], ids=["whole", "parts"])
 @pytest.mark.parametrize(("name", "settings"), [("fedavg", {}), ("fedspa", FEDSPA)])
 def test_a_coordinator_killed_after_any_update_ends_in_the_same_bits(
-    fleets: Any, name: str, settings: dict[str, Any]
+    fleets: Any, name: str, settings: dict[str, Any], variants: Any
 ) -> None:
-    calm, killed = fleets(name, settings), fleets(name, settings)
+    calm, killed = fleets(name, settings, variants=variants), fleets(name, settings, variants=variants)
 
     def crash(fleet: Fleet) -> None:
         fleet.crash()

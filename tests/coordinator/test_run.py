@@ -60,12 +60,29 @@ def test_variants_give_devices_settings_and_a_model_of_their_own() -> None:
         ("fedavg", {"devices": "*", "model": "watch-mlp"}, "with fedavg all devices have the model 'watch-cnn'"),
         ("ffgg", {"devices": "*", "private": "conv1.*"}, "all devices keep the same tensors private"),
         ("quped", 3, "variant: small must be a table"),
+        ("fedavg", {"devices": "*", "width": 0}, "variant.small: width must be above 0 and at most 1, not 0"),
+        ("fedavg", {"devices": "*", "width": "half"}, "variant.small: width must be above 0 and at most 1, not 'half'"),
+        ("fedavg", {"devices": "*", "width": True}, "width must be above 0 and at most 1, not True"),
+        ("ffgg", {"devices": "*", "width": 0.5}, "variant.small: width: with ffgg all devices have the whole model"),
+        ("fedasync", {"devices": "*", "width": 0.5}, "width: with fedasync all devices have the whole model"),
     ],
     ids=str,
 )
 def test_a_wrong_variant_is_refused_in_one_line(name: str, variant: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
         prepare(RunConfig(name), {}, {"small": variant})
+
+
+def test_a_model_without_channels_to_take_away_is_refused() -> None:
+    with pytest.raises(ConfigError, match="width: 'linear' has no channels"):
+        prepare(RunConfig("fedavg", "linear"), {}, {"small": {"devices": "*", "width": 0.5}})
+
+
+def test_an_aggregator_that_withstands_liars_takes_a_part_for_a_row_of_zeros_elsewhere() -> None:
+    half = {"half": {"devices": "*", "width": 0.5}}
+    assert prepare(RunConfig("fedavg", "mlp"), {}, half).settings.aggregate == "owners"
+    assert prepare(RunConfig("fedavg", "mlp"), {"aggregate": "cohort"}, half).settings.aggregate == "cohort"
+    assert prepare(RunConfig("fedavg", "mlp"), {"aggregator": "median"}, half).settings.aggregate == "cohort"
 
 
 def test_the_readmes_example_is_a_run(tmp_path: Path) -> None:
