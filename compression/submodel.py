@@ -2,8 +2,8 @@
 
 A `Structure` says which channels of a model can go: each `Group` is a row of channels that go together, since what one
 layer gives the next one takes. A `Side` is where a group shows in a tensor: along one axis, on which channel k has the
-`repeat` places from k * repeat on (a flattened picture has many for each channel). Channels go in units: those of a
-normalisation group stay together.
+`repeat` places from start + k * repeat on (a flattened picture has many for each channel, and what is concatenated has
+several groups on an axis). Channels go in units: those of a normalisation group stay together.
 
 A `Cut` says which units of each group are kept. What is kept of a tensor is a tensor again, and in the model's flat
 vector its values are those at `Cut.bits`, in their order: there is no index map that could be in another order.
@@ -21,6 +21,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,8 @@ class Side:
     axis: int
     repeat: int = 1
     """Places of each channel on that axis, one after the other."""
+    start: int = 0
+    """The first of them."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,18 @@ class Structure:
     groups: tuple[Group, ...]
 
     def __post_init__(self) -> None:
-        """Check that every side fits its tensor, and that no axis has two."""
-        seen = set()
+        """Check that every side fits its tensor, and that no two lie on each other."""
+        taken = [[np.zeros(size, np.bool_) for size in shape] for shape in self.shapes]
         for group in self.groups:
             if group.unit < 1 or group.channels < 1 or group.channels % group.unit:
                 raise ValueError(f"submodel: {group.channels} channels of {group.name!r} in units of {group.unit}")
             for side in group.sides:
-                where = side.tensor, side.axis
-                if where in seen or self.shapes[side.tensor][side.axis] != group.channels * side.repeat:
-                    raise ValueError(f"submodel: axis {side.axis} of tensor {side.tensor} is not {group.name!r}")
-                seen.add(where)
+                places = taken[side.tensor][side.axis][_places(group, side)]
+                if side.start < 0 or len(places) != group.channels * side.repeat or places.any():
+                    raise ValueError(
+                        f"submodel: axis {side.axis} of tensor {side.tensor} has no room for {group.name!r}"
+                    )
+                places[:] = True
 
     @functools.cached_property
     def digest(self) -> bytes:
@@ -108,7 +113,7 @@ class Cut:
         found = [[np.ones(size, np.bool_) for size in shape] for shape in self.structure.shapes]
         for group, kept in zip(self.structure.groups, self.kept, strict=True):
             for side in group.sides:
-                found[side.tensor][side.axis] = np.repeat(kept, group.unit * side.repeat)
+                found[side.tensor][side.axis][_places(group, side)] = np.repeat(kept, group.unit * side.repeat)
         return tuple(tuple(axes) for axes in found)
 
     @functools.cached_property
@@ -120,6 +125,10 @@ class Cut:
     def bits(self) -> Bits:
         """Say which values of the model's flat vector [size] are kept."""
         return np.concatenate([_product(axes).ravel() for axes in self.axes])
+
+
+def _places(group: Group, side: Side) -> slice:
+    return slice(side.start, side.start + group.channels * side.repeat)
 
 
 def _product(axes: Sequence[Bits]) -> Bits:
@@ -159,7 +168,8 @@ def units_of(structure: Structure, group: Group, values: NDArray[np.floating]) -
         shape, end = structure.shapes[side.tensor], int(ends[side.tensor])
         tensor = values[end - math.prod(shape) : end].reshape(shape)
         others = tuple(axis for axis in range(len(shape)) if axis != side.axis)
-        sums += tensor.sum(axis=others, dtype=np.float64).reshape(group.units, -1).sum(axis=1)
+        by_place = tensor.sum(axis=others, dtype=np.float64)[_places(group, side)]
+        sums += by_place.reshape(group.units, -1).sum(axis=1)
     return sums
 
 
@@ -179,6 +189,32 @@ def within(bits: Bits, some: Bits) -> Bits:
     found = bits.copy()
     found[bits] = some
     return found
+
+
+def record(cut: Cut) -> dict[str, Any]:
+    """Write down a cut and the structure that it is of, as plain values; the inverse of `read`."""
+    groups = [
+        [group.name, group.channels, group.unit, [list(vars(side).values()) for side in group.sides]]
+        for group in cut.structure.groups
+    ]
+    return {"shapes": [list(shape) for shape in cut.structure.shapes], "groups": groups, "cut": encode(cut).hex()}
+
+
+def read(written: Any) -> Cut:
+    """Read what `record` wrote.
+
+    Raises:
+        DecodeError: it is something else.
+    """
+    try:
+        groups = tuple(
+            Group(str(name), int(channels), int(unit), tuple(Side(*map(int, side)) for side in sides))
+            for name, channels, unit, sides in written["groups"]
+        )
+        structure = Structure(tuple(tuple(map(int, shape)) for shape in written["shapes"]), groups)
+        return decode(bytes.fromhex(written["cut"]), structure)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise DecodeError(f"submodel: no cut is written there ({error})") from error
 
 
 def encode(cut: Cut) -> bytes:

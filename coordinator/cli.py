@@ -81,6 +81,7 @@ _SIMULATE_EXAMPLES = """examples:
 """
 _EXPORT_EXAMPLES = """examples:
   edge-coordinator export --model my_models:net --input 3x32x32 --out bundles/net
+  edge-coordinator export --model my_models:net --input 3x32x32 --width 0.5 --width 0.25 --out bundles/net
   edge-coordinator export --model my_models:text --input 64 --type int64 --private 'head.*' --out bundles/text
   edge-coordinator simulate --model bundles/net --data my_data/
 
@@ -277,17 +278,33 @@ def _add_export(commands: Any) -> None:
     export.add_argument(
         "--private", action="append", default=[], metavar="PATTERN", help="parameters that stay on the device: head.*"
     )
+    export.add_argument(
+        "--width",
+        type=float,
+        action="append",
+        default=[],
+        metavar="W",
+        help="also make a part that has W of the channels, 0.5 say, for [variant.NAME] width",
+    )
+    export.add_argument(
+        "--by", default="first", help="which channels that part has: the first, or those of the largest magnitude"
+    )
     export.add_argument("--seed", type=int, default=0, metavar="N", help="of the initial parameters (default 0)")
     export.add_argument("--json", action="store_true", help="for scripts")
 
 
 def _export(options: argparse.Namespace) -> None:
-    missing = [name for name in ("torch", "onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]
+    missing = [
+        name
+        for name in ("torch", "torch_pruning", "onnx", "onnxscript", "onnxruntime")
+        if not importlib.util.find_spec(name)
+    ]
     if missing:
         raise ConfigError(f"export needs {', '.join(missing)}; run: pip install 'edge-runtime[export]'")
     command = [sys.executable, "-W", "ignore", "-m", "edge_runtime.export.bundle", options.model]
-    for name in ("input", "type", "out", "memory", "seed"):
+    for name in ("input", "type", "out", "memory", "seed", "by"):
         command += [f"--{name}", str(getattr(options, name))]
+    command += [f"--width={width}" for width in options.width]
     for pattern in options.private:
         command += ["--private", pattern]
     # A process of its own: torch's memory stays out of the coordinator.

@@ -195,7 +195,7 @@ def prepare(
     how = (run.up, run.error_feedback, run.rounding)
     description = Setup(run.algorithm, config.table(settings), card, run.seed, private, None, public, *how)
     made = tuple(
-        _variant(parts, description, name, table, _table(name, own), isinstance(server, CutServer))
+        _variant(parts, description, run.model, name, table, _table(name, own), isinstance(server, CutServer))
         for name, own in (variants or {}).items()
     )
     return Run(run, parts, settings, description, initial, made)
@@ -221,7 +221,7 @@ def _table(name: str, given: Any) -> dict[str, Any]:
 
 
 def _variant(
-    parts: Algorithm, run: Setup, name: str, table: dict[str, Any], own: dict[str, Any], cuts: bool
+    parts: Algorithm, run: Setup, model_path: str, name: str, table: dict[str, Any], own: dict[str, Any], cuts: bool
 ) -> Variant:
     pattern, model, width = own.pop("devices", None), own.pop("model", None), own.pop("width", None)
     if not isinstance(pattern, str):
@@ -239,21 +239,34 @@ def _variant(
         return Variant(pattern, setup)
     if not cuts:
         raise ConfigError(f"variant.{name}: width: with {run.algorithm} all devices have the whole model")
-    cut = _cut(run.model, width, f"variant.{name}")
-    layout = Layout(run.model.layout.names, cut.shapes)
-    part = ModelCard(run.model.name, layout, _graphs(run.model.name, cut), submodel.encode(cut))
+    cut, part = _part(run.model, model_path, width, f"variant.{name}")
     return Variant(pattern, dataclasses.replace(setup, model=part), cut)
 
 
-def _cut(card: ModelCard, width: Any, where: str) -> Cut:
-    if not card.drawn:
-        raise ConfigError(f"{where}: width: only built-in models can be cut, and {card.name!r} is none")
-    structure = narrow.structure(models.find(card.name))
-    if not structure.groups:
-        raise ConfigError(f"{where}: width: {card.name!r} has no channels that can be taken away")
+def _part(card: ModelCard, model: str, width: Any, where: str) -> tuple[Cut, ModelCard]:
+    """Cut a model: a built-in one here, any other as its bundle's folder says."""
     if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= 1:
         raise ConfigError(f"{where}: width must be above 0 and at most 1, not {width!r}")
-    return submodel.nested(structure, width)
+    if card.drawn:
+        structure = narrow.structure(models.find(card.name))
+        if not structure.groups:
+            raise ConfigError(f"{where}: width: {card.name!r} has no channels that can be taken away")
+        cut = submodel.nested(structure, width)
+        return cut, _card(card, cut, _graphs(card.name, cut), submodel.encode(cut))
+    folder = bundle.part_folder(Path(model), width)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{where}: width: {model!r} has no part of that width; make it a bundle's folder by `edge-coordinator "
+            f"export --width {width:g}`"
+        )
+    cut, graphs = bundle.read_cut(folder), bundle.read(folder)
+    if cut.structure.shapes != card.layout.shapes or graphs.layout != Layout(card.layout.names, cut.shapes):
+        raise ConfigError(f"{where}: width: {folder} is not a part of {model}; export the model again")
+    return cut, _card(card, cut, bundle.pack(graphs), b"")
+
+
+def _card(whole: ModelCard, cut: Cut, graphs: bytes, encoded: bytes) -> ModelCard:
+    return ModelCard(whole.name, Layout(whole.layout.names, cut.shapes), graphs, encoded)
 
 
 def _graphs(model: str, cut: Cut) -> bytes:

@@ -25,11 +25,12 @@ from typing import Any
 import numpy as np
 
 from edge_runtime import models
-from edge_runtime.compression import codec, frames
+from edge_runtime.compression import codec, frames, submodel
+from edge_runtime.compression.submodel import Cut
 from edge_runtime.errors import ConfigError, DecodeError
 from edge_runtime.tree import Flat, Layout
 
-MANIFEST, INITIAL = "manifest.json", "initial.bin"
+MANIFEST, INITIAL, CUT = "manifest.json", "initial.bin", "cut.json"
 FORWARD, BACKWARD = "forward.onnx", "backward.onnx"
 PACKED_FORWARD, PACKED_BACKWARD, GROWTH = "packed-forward.onnx", "packed-backward.onnx", "packed-growth.onnx"
 GRAPHS = (FORWARD, BACKWARD, PACKED_FORWARD, PACKED_BACKWARD, GROWTH)
@@ -189,6 +190,23 @@ def _count(value: Any, least: int = 1) -> int:
     if type(value) is not int or not least <= value < 1 << 40:
         raise ValueError(f"{value!r:.50} is not a whole number from {least}")
     return value
+
+
+def part_folder(folder: Path, width: float) -> Path:
+    """Say where the part of a model lies that has `width` of its channels: a bundle, and its cut."""
+    return folder / "parts" / f"{width:g}"
+
+
+def read_cut(folder: Path) -> Cut:
+    """Read which part of a model the bundle in a folder is.
+
+    Raises:
+        ConfigError: nothing says that, or it is damaged.
+    """
+    try:
+        return submodel.read(json.loads((folder / CUT).read_bytes()))
+    except (OSError, ValueError, RecursionError, DecodeError) as error:
+        raise ConfigError(f"{folder / CUT}: says of no part of a model ({error}); export the model again") from error
 
 
 def read(folder: Path) -> Bundle:

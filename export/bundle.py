@@ -13,35 +13,54 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from edge_runtime import bundle, models, narrow
+from edge_runtime import bundle, narrow
 from edge_runtime.backends import torch as torch_backend
 from edge_runtime.bundle import Bundle
 from edge_runtime.compression import submodel
+from edge_runtime.compression.submodel import Cut
 from edge_runtime.errors import ConfigError, EdgeError
-from edge_runtime.export import check, graphs, packed
+from edge_runtime.export import channels, check, graphs, packed
 from edge_runtime.models import ModelSpec
+from edge_runtime.tree import Flat
 
 _TYPES = {"float32": torch.float32, "int64": torch.int64}
 
 
-def of_built_in(spec: ModelSpec, memory: graphs.Knob = "recompute") -> Bundle:
-    """Make the bundle of a built-in model, or of a part of one; `edge_runtime/bundles/` holds the whole ones."""
-    return _make(spec.name, torch_backend.module_of(spec), spec.input_shape, "float32", (), memory)
+@dataclass(frozen=True)
+class Source:
+    """What bundles are made of: a torch module, or part of one."""
+
+    name: str
+    module: torch.nn.Module
+    input_shape: tuple[int, ...]
+    input_type: str = "float32"
+    private: tuple[str, ...] = ()
+
+    @property
+    def sample(self) -> torch.Tensor:
+        """Make inputs that the module takes."""
+        shape = (2, *self.input_shape)
+        return torch.rand(shape) if self.input_type == "float32" else torch.zeros(shape, dtype=torch.int64)
+
+    def flat(self) -> Flat:
+        """Give the module's parameters, end to end."""
+        values = {name: value.detach().numpy() for name, value in self.module.named_parameters()}
+        return torch_backend.layout(self.module).join(values)
 
 
-def of_factory(
-    path: str, seed: int, input_shape: tuple[int, ...], input_type: str, private: list[str], memory: graphs.Knob
-) -> Bundle:
-    """Make the bundle of a user's own module, `package.module:factory`, with initial parameters by torch's seed `seed`.
+def factory(path: str, seed: int, input_shape: tuple[int, ...], input_type: str, private: list[str]) -> Source:
+    """Make a user's own module, `package.module:factory`, with initial parameters by torch's seed `seed`.
 
     `private` are patterns (`head.*`) of the names of parameters that by default stay on the device.
 
     Raises:
-        ConfigError: the module cannot be made or exported.
+        ConfigError: the module cannot be made.
     """
     torch.manual_seed(seed)
     module = torch_backend.prepare(torch_backend.make(path))
@@ -50,23 +69,24 @@ def of_factory(
         if not fnmatch.filter(names, pattern):
             raise ConfigError(f"--private {pattern!r} fits no parameter (there are {', '.join(names[:5])}, ...)")
     kept = tuple(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in private))
-    made = _make(path, module, input_shape, input_type, kept, memory)
-    flat = made.layout.join({name: value.detach().numpy() for name, value in module.named_parameters()})
-    return dataclasses.replace(made, initial=flat)
+    return Source(path, module, input_shape, input_type, kept)
 
 
-def _make(
-    name: str,
-    module: torch.nn.Module,
-    input_shape: tuple[int, ...],
-    input_type: str,
-    private: tuple[str, ...],
-    memory: graphs.Knob,
-) -> Bundle:
-    made = graphs.export(module, input_shape, _TYPES[input_type], memory)
-    layout = torch_backend.layout(module)
+def built_in(spec: ModelSpec) -> Source:
+    """Make the module of a built-in model, or of a part of one."""
+    return Source(spec.name, torch_backend.module_of(spec), spec.input_shape)
+
+
+def of(source: Source, memory: graphs.Knob = "recompute") -> Bundle:
+    """Make a bundle without initial parameters; `edge_runtime/bundles/` holds those of the built-in models.
+
+    Raises:
+        ConfigError: the module cannot be exported.
+    """
+    made = graphs.export(source.module, source.input_shape, _TYPES[source.input_type], memory)
+    layout = torch_backend.layout(source.module)
     versions = (graphs.OPSET, graphs.IR_VERSION)
-    ends = (input_shape, input_type, made.outputs, private, made.saved, made.memory)
+    ends = (source.input_shape, source.input_type, made.outputs, source.private, made.saved, made.memory)
     content = {
         bundle.FORWARD: made.forward,
         bundle.BACKWARD: made.backward,
@@ -74,11 +94,36 @@ def _make(
         bundle.PACKED_BACKWARD: packed.backward(made.backward, layout),
         bundle.GROWTH: packed.growth(made.backward, layout),
     }
-    return Bundle(name, layout, *ends, *versions, content, None)
+    return Bundle(source.name, layout, *ends, *versions, content, None)
 
 
-def write(made: Bundle, folder: Path) -> None:
-    """Write a bundle's folder, whole or not at all; it must not exist yet, or be a bundle.
+def part(source: Source, width: float, by: str) -> tuple[Source, Cut]:
+    """Make the part of a module that has `width` of its channels: the `first`, or those of the largest `magnitude`.
+
+    Raises:
+        ConfigError: `width` is none, or the module has no channels that can go.
+    """
+    if by == "magnitude" and ":" not in source.name:
+        raise ConfigError(f"--by magnitude: {source.name} begins at random, so that none of its channels matters more")
+    found = channels.find(source.module, source.sample)
+    for layer, reason in found.whole.items():
+        print(f"{source.name}: {layer} stays whole: {reason}", file=sys.stderr)
+    if not found.structure.groups:
+        raise ConfigError(f"{source.name}: no channels of it can be taken away")
+    try:
+        if by == "first":
+            cut = submodel.nested(found.structure, width)
+        else:
+            cut = submodel.chosen(found.structure, width, source.flat() ** 2)
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from error
+    return dataclasses.replace(source, module=channels.narrow(source.module, cut)), cut
+
+
+def write(made: Bundle, folder: Path, parts: Mapping[float, tuple[Bundle, Cut]] | None = None) -> None:
+    """Write a bundle's folder, and in it parts of the model by their widths, whole or not at all.
+
+    It must not exist yet, or be a bundle.
 
     Raises:
         ConfigError: it cannot be written, or holds something else.
@@ -89,14 +134,21 @@ def write(made: Bundle, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
             whole = Path(temporary) / "bundle"
-            whole.mkdir()
-            for name, data in bundle.files(made).items():
-                (whole / name).write_bytes(data)
+            _write_files(whole, bundle.files(made))
+            for width, (smaller, cut) in (parts or {}).items():
+                record = json.dumps(submodel.record(cut)).encode()
+                _write_files(bundle.part_folder(whole, width), {**bundle.files(smaller), bundle.CUT: record})
             if folder.exists():
                 shutil.rmtree(folder)
             whole.rename(folder)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written: {error.strerror}") from error
+
+
+def _write_files(folder: Path, content: Mapping[str, bytes]) -> None:
+    folder.mkdir(parents=True)
+    for name, data in content.items():
+        (folder / name).write_bytes(data)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,7 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--type", default="float32", choices=sorted(_TYPES))
     parser.add_argument("--memory", default="recompute")
     parser.add_argument("--private", action="append", default=[])
-    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--width", type=float, action="append", default=[])
+    parser.add_argument("--by", choices=("first", "magnitude"), default="first")
     parser.add_argument("--cut", type=bytes.fromhex, default=b"")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
@@ -142,29 +195,22 @@ def _knob(text: str) -> graphs.Knob:
     return fraction
 
 
-def _cut(options: argparse.Namespace) -> bytes:
-    if options.width == 1:
-        return bytes(options.cut)
-    try:
-        return submodel.encode(submodel.nested(narrow.structure(models.find(options.model)), options.width))
-    except ValueError as error:
-        raise ConfigError(f"--{error}") from error
-
-
 def _run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     memory = _knob(options.memory)
     if ":" in options.model:
-        shape = _shape(options.input)
-        made = of_factory(options.model, options.seed, shape, options.type, options.private, memory)
-        torch.manual_seed(options.seed)
-        module = torch_backend.prepare(torch_backend.make(options.model))
+        source = factory(options.model, options.seed, _shape(options.input), options.type, options.private)
+        made = dataclasses.replace(of(source, memory), initial=source.flat())
     else:
-        spec = narrow.find(options.model, _cut(options))
-        made = of_built_in(spec, memory)
-        module = torch_backend.module_of(spec)
-    found = check.parity(module, made)
-    write(made, options.out)
+        source = built_in(narrow.find(options.model, options.cut))
+        made = of(source, memory)
+    found = check.parity(source.module, made)
+    parts = {}
+    for width in options.width:
+        smaller, cut = part(source, width, options.by)
+        parts[width] = of(smaller, memory), cut
+        check.parity(smaller.module, parts[width][0])
+    write(made, options.out, parts)
     record = {
         "model": made.model,
         "folder": str(options.out),
@@ -179,6 +225,10 @@ def _run(options: argparse.Namespace) -> None:
         "gradients_differ": found.gradients,
         "opset": made.opset,
         "ir_version": made.ir_version,
+        "parts": {
+            f"{width:g}": {"parameters": one.layout.size, "bytes_per_sample": one.memory.per_sample}
+            for width, (one, _) in parts.items()
+        },
     }
     if options.json:
         sys.stdout.write(json.dumps(record, indent=1) + "\n")
@@ -188,6 +238,9 @@ def _run(options: argparse.Namespace) -> None:
         f"  parity with torch: outputs within {found.outputs:.1e}, gradients within {found.gradients:.1e}\n"
         f"  {record['wire_bytes']:,} bytes on the wire; a batch takes about {made.memory.per_sample:,} bytes a sample\n"
     )
+    for width, (one, _) in parts.items():
+        size = f"{one.layout.size:,} parameters, about {one.memory.per_sample:,} bytes a sample"
+        sys.stdout.write(f"  {width:g} of its channels: {size}\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

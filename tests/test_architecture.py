@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "coordinator": {"coordinator", "edge_runtime", "compression", "devices"},
     "export": {"export", "edge_runtime", "compression", "devices"},
 }
-FRAMEWORKS = {"torch", "onnx", "onnxruntime"}
+FRAMEWORKS = {"torch", "torch_pruning", "onnx", "onnxruntime"}
 FRAMEWORKS_ALLOWED_IN = ("edge_runtime/backends/", "export/", "compression/submodel.py")
 DEVICE_ONLY = ("agent", "measure", "store", "backends", "trainer", "trainer_process")
 DEVICE_ONLY_ALLOWED_IN = "coordinator/simulate.py"

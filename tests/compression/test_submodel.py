@@ -56,6 +56,13 @@ def test_a_width_that_is_none_is_refused(width: float) -> None:
         submodel.nested(MODEL, width)
 
 
+def test_groups_that_are_concatenated_share_an_axis() -> None:
+    joined = Structure(((5, 3),), (Group("a", 2, 1, (Side(0, 0),)), Group("b", 3, 1, (Side(0, 0, start=2),))))
+    cut = Cut(joined, (np.array([False, True]), np.array([True, False, True])))
+    assert np.arange(15).reshape(5, 3)[[1, 2, 4]].ravel().tolist() == np.flatnonzero(cut.bits).tolist()
+    assert cut.shapes == ((3, 3),)
+
+
 @given(st.integers(1, 7), st.integers(1, 15))
 def test_a_cut_comes_back(first: int, second: int) -> None:
     kept = (np.array([first >> i & 1 for i in range(3)], np.bool_), np.array([second >> i & 1 for i in range(4)], bool))
@@ -106,6 +113,8 @@ def test_hostile_bytes_are_refused_or_a_cut(data: bytes) -> None:
         (Group("uneven", 6, 4, (Side(0, 0),)),),
         (Group("twice", 6, 1, (Side(0, 0), Side(0, 0))),),
         (FIRST, Group("again", 6, 1, (Side(1, 0),))),
+        (Group("late", 4, 1, (Side(0, 0, start=3),)),),
+        (Group("early", 4, 1, (Side(0, 0, start=-1),)),),
     ],
     ids=lambda groups: groups[-1].name,
 )

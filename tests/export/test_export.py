@@ -114,7 +114,7 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
 
 
 def make(module: nn.Module, shape: tuple[int, ...], memory: graphs.Knob = "recompute", kind: str = "float32") -> Any:
-    return exported._make("test", torch_backend.prepare(module), shape, kind, (), memory)
+    return exported.of(exported.Source("test", torch_backend.prepare(module), shape, kind), memory)
 
 
 @pytest.mark.parametrize("kind", ZOO)
@@ -158,7 +158,7 @@ def test_the_memory_knob_saves_fewer_bytes_and_changes_no_value() -> None:
 @pytest.mark.parametrize("name", models.names())
 def test_the_bundles_that_ship_are_those_that_the_export_makes(name: str) -> None:
     shipped = Path(bundle.__file__).with_name("bundles") / name
-    made = bundle.files(exported.of_built_in(models.find(name)))
+    made = bundle.files(exported.of(exported.built_in(models.find(name))))
     assert {path.name: path.read_bytes() for path in shipped.iterdir()} == made, (
         f"make it again: python -m edge_runtime.export.bundle {name} --out edge_runtime/bundles/{name}"
     )
