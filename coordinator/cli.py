@@ -309,10 +309,17 @@ def _export(options: argparse.Namespace) -> None:
         command += ["--private", pattern]
     # A process of its own: torch's memory stays out of the coordinator.
     command += ["--json"] if options.json else []
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no reason given"]
-        raise ConfigError(lines[-1] if done.returncode == ConfigError.exit_code else f"export failed: {lines[-1]}")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        last = ""
+        for line in process.stderr or ():
+            if last:
+                print(last, file=sys.stderr)
+            last = line.strip()
+    if process.returncode:
+        last = last or "no reason given"
+        raise ConfigError(last if process.returncode == ConfigError.exit_code else f"export failed: {last}")
+    if last:
+        print(last, file=sys.stderr)
 
 
 def _finish(done: tuple[dict[str, Any], Path], as_json: bool) -> None:

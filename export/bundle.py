@@ -207,6 +207,7 @@ def _run(options: argparse.Namespace) -> None:
     found = check.parity(source.module, made)
     parts = {}
     for width in options.width:
+        print(f"{source.name}: a part with {width:g} of the channels ...", file=sys.stderr)
         smaller, cut = part(source, width, options.by)
         parts[width] = of(smaller, memory), cut
         check.parity(smaller.module, parts[width][0])

@@ -99,3 +99,22 @@ def test_a_task_that_does_not_fit_is_refused_before_it_starts(tmp_path: Path) ->
     assert done.returncode == 5, done.stderr
     assert "needs about" in done.stderr.splitlines()[-1]
     assert "40 MB are free" in done.stderr.splitlines()[-1]
+
+
+def test_devices_with_a_part_of_a_model_of_ones_own_train_with_the_others(own: Path) -> None:
+    command = [sys.executable, "-m", "edge_runtime.coordinator.cli", "export", "--model", "own_models:fits"]
+    command += ["--input", "2x4", "--width", "0.5", "--by", "magnitude", "--out", str(own / "bundle")]
+    environment = {**os.environ, "PYTHONPATH": str(own)}
+    made = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert made.returncode == 0, made.stderr
+    assert "0.5 of its channels: 99 parameters" in made.stdout
+    assert "own_models:fits: 3 stays whole: it is what the model gives" in made.stderr
+    flags = ("--data", str(own / "data"), "--model", str(own / "bundle"), "--algorithm", "fedavg", "--rounds", "4")
+    west = ("--set", "variant.small.devices=west", "--set", "run.up=lossless", "--set", "run.down=lossless")
+    record = finished(simulate(own / "runs", *flags, *west, "--set", "variant.small.width=0.5"))
+    sent = {device["id"]: device["payload_bytes_up"] for device in record["devices"]}
+    assert sent["west"] < 0.6 * sent["north"]
+    assert record["summary"]["accuracy_personal"]["mean"] > 0.6
+    none = simulate(own / "runs", *flags, *west, "--set", "variant.small.width=0.3")
+    assert none.returncode == 2
+    assert "has no part of that width; make it" in none.stderr
