@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edge_runtime import algorithm, bundle, coding, config, models, narrow, seed_set, wire
 from edge_runtime.algorithm import Algorithm, CutServer
 from edge_runtime.compression import submodel
@@ -281,7 +283,8 @@ def _graphs(model: str, cut: Cut) -> bytes:
         data = path.read_bytes()
         bundle.unpack(data)
     except (OSError, DecodeError):
-        log.warning("%s: making the graphs of a part of it, once: this takes half a minute", model)
+        size = int(np.count_nonzero(cut.bits))
+        log.warning("%s: making the graphs of a part with %s parameters, once: half a minute", model, f"{size:,}")
         data = _made_graphs(model, encoded)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, data, durable=False)
