@@ -41,12 +41,14 @@ _MIN_SCALE, _MAX_SCALE = 10, 14
 _LOG_SLOTS = 15
 _BLOCK = 1 << 15
 _MAX_LOG_LANES = 10
-_FEWEST_BYTES, _ENOUGH_BYTES, _FAST_ROWS = 64, 320, 1 << 9
-"""Of a lane, which costs about 6 bits more than what it carries: so many are taken that there are no more than
-_FAST_ROWS, but none carries less than _FEWEST_BYTES (1.2 %), and none has to carry more than _ENOUGH_BYTES (0.25 %).
+_FEWEST_BYTES = 48
+"""Of a lane; see `_log_lanes`."""
+_ROW_US, _LANE_BYTES, _BYTE_US = 20, 0.75, 64
+"""A row takes about so many microseconds to encode and to decode, however few lanes there are; a lane costs about 6
+bits more than what it carries; and for a byte less so many microseconds more are accepted.
 """
 _MOST_ROWS, _LOG_ENOUGH_LANES = 1 << 11, 7
-"""But of fewer than 2^7 lanes only so many rows: one takes about ten microseconds, however few lanes there are."""
+"""But of fewer than 2^7 lanes only so many rows."""
 
 
 def encode(
@@ -139,7 +141,7 @@ def _encode(
     table, size_bits = tables.fit(_count(symbols, contexts, (kinds, columns)), scale)
     if size_bits > 8 * limit:
         return None
-    coder, log_lanes = rans.Tables(table.frequencies, scale), _log_lanes(size_bits / 8, len(symbols))
+    coder, log_lanes = rans.Tables(table.frequencies, scale), _log_lanes(size_bits / 8, len(symbols), cuts)
     words, states, levels = rans.push(coder, symbols, contexts, log_lanes, cuts)
     head = bytes([scale | (len(states).bit_length() - 1) << 4])
     narrow = b"".join(map(bitfield.pack_number, itertools.chain(*levels)))
@@ -195,11 +197,14 @@ def largest_scale(kinds: int, alphabet: int) -> int:
     return max(_MIN_SCALE, min(_MAX_SCALE, _LOG_SLOTS - (kinds - 1).bit_length()))
 
 
-def _log_lanes(size_bytes: float, count: int) -> int:
-    fewest, most = (int(size_bytes / carried).bit_length() - 1 for carried in (_ENOUGH_BYTES, _FEWEST_BYTES))
-    wanted = min(max((count // _FAST_ROWS).bit_length(), fewest), most)
+def _log_lanes(size_bytes: float, count: int, cuts: Sequence[int]) -> int:
+    """Choose how many lanes: few cost time, many cost bytes; none is to carry less than `_FEWEST_BYTES` (1.6 %)."""
+    parts = np.diff([0, *cuts, count])
+    rows = [int((-(-parts >> log)).sum()) for log in range(_MAX_LOG_LANES + 1)]
+    costs = [_ROW_US * rows[log] + _BYTE_US * _LANE_BYTES * (1 << log) for log in range(_MAX_LOG_LANES + 1)]
+    wanted = min(int(np.argmin(costs)), max(int(size_bytes / _FEWEST_BYTES).bit_length() - 1, 0))
     needed = min((count // (_MOST_ROWS + 1)).bit_length(), _LOG_ENOUGH_LANES)
-    return min(max(wanted, needed), _MAX_LOG_LANES)
+    return max(wanted, needed)
 
 
 def _pack_states(states: Ints) -> bytes:
