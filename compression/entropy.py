@@ -198,7 +198,10 @@ def largest_scale(kinds: int, alphabet: int) -> int:
 
 
 def _log_lanes(size_bytes: float, count: int, cuts: Sequence[int]) -> int:
-    """Choose how many lanes: few cost time, many cost bytes; none is to carry less than `_FEWEST_BYTES` (1.6 %)."""
+    """Choose how many lanes: few cost time, many cost bytes.
+
+    None is to carry less than `_FEWEST_BYTES` (1.6 %), but where there would be more than `_MOST_ROWS` rows.
+    """
     parts = np.diff([0, *cuts, count])
     rows = [int((-(-parts >> log)).sum()) for log in range(_MAX_LOG_LANES + 1)]
     costs = [_ROW_US * rows[log] + _BYTE_US * _LANE_BYTES * (1 << log) for log in range(_MAX_LOG_LANES + 1)]

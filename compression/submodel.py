@@ -77,6 +77,8 @@ class Structure:
             if group.unit < 1 or group.channels < 1 or group.channels % group.unit:
                 raise ValueError(f"submodel: {group.channels} channels of {group.name!r} in units of {group.unit}")
             for side in group.sides:
+                if not 0 <= side.tensor < len(taken) or not 0 <= side.axis < len(taken[side.tensor]) or side.repeat < 1:
+                    raise ValueError(f"submodel: no axis {side.axis} of a tensor {side.tensor} for {group.name!r}")
                 places = taken[side.tensor][side.axis][_places(group, side)]
                 if side.start < 0 or len(places) != group.channels * side.repeat or places.any():
                     raise ValueError(
@@ -200,20 +202,21 @@ def record(cut: Cut) -> dict[str, Any]:
     return {"shapes": [list(shape) for shape in cut.structure.shapes], "groups": groups, "cut": encode(cut).hex()}
 
 
-def read(written: Any) -> Cut:
-    """Read what `record` wrote.
+def read(written: Any, shapes: Shapes) -> Cut:
+    """Read what `record` wrote of a model of these shapes.
 
     Raises:
-        DecodeError: it is something else.
+        DecodeError: it is something else, or of another model.
     """
     try:
+        if written["shapes"] != [list(shape) for shape in shapes]:
+            raise DecodeError("submodel: it is a part of another model")
         groups = tuple(
             Group(str(name), int(channels), int(unit), tuple(Side(*map(int, side)) for side in sides))
             for name, channels, unit, sides in written["groups"]
         )
-        structure = Structure(tuple(tuple(map(int, shape)) for shape in written["shapes"]), groups)
-        return decode(bytes.fromhex(written["cut"]), structure)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        return decode(bytes.fromhex(written["cut"]), Structure(shapes, groups))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DecodeError(f"submodel: no cut is written there ({error})") from error
 
 

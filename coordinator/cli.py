@@ -312,9 +312,9 @@ def _export(options: argparse.Namespace) -> None:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         last = ""
         for line in process.stderr or ():
-            if last:
+            if last and line.strip():
                 print(last, file=sys.stderr)
-            last = line.strip()
+            last = line.strip() or last
     if process.returncode:
         last = last or "no reason given"
         raise ConfigError(last if process.returncode == ConfigError.exit_code else f"export failed: {last}")

@@ -30,7 +30,7 @@ from edge_runtime.message import Blob, Chunk, Offer, Task, decode, encode
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS device (id TEXT PRIMARY KEY, base TEXT NOT NULL DEFAULT '', memory BLOB,
-    asked TEXT NOT NULL DEFAULT '', held TEXT NOT NULL DEFAULT '') WITHOUT ROWID;
+    wish TEXT NOT NULL DEFAULT '', asked TEXT NOT NULL DEFAULT '', held TEXT NOT NULL DEFAULT '') WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS round (
     round INTEGER, phase TEXT, cohort TEXT NOT NULL, closed INTEGER NOT NULL DEFAULT 0, checkpoint TEXT,
     PRIMARY KEY (round, phase)) WITHOUT ROWID;
@@ -185,15 +185,21 @@ class Journal:
         if digest and named is None:
             (self.folder / "down" / digest).unlink(missing_ok=True)
 
-    def ask(self, device: str, asked: str) -> None:
-        """Make durable which coding a device asks for; empty: the run's."""
-        if asked != self.asked(device):
+    def ask(self, device: str, wish: str) -> None:
+        """Make durable which coding a device asks for from its next task on; empty: the run's."""
+        if wish != self._of(device, "wish"):
             with self._transaction():
                 self._database.execute("INSERT OR IGNORE INTO device (id) VALUES (?)", (device,))
-                self._database.execute("UPDATE device SET asked = ? WHERE id = ?", (asked, device))
+                self._database.execute("UPDATE device SET wish = ? WHERE id = ?", (wish, device))
+
+    def settle(self, device: str) -> None:
+        """Let what a device asks for hold from now on; what it holds of its last task was told as before."""
+        if self._of(device, "wish") != self.asked(device):
+            with self._transaction():
+                self._database.execute("UPDATE device SET asked = wish WHERE id = ?", (device,))
 
     def asked(self, device: str) -> str:
-        """Say which coding a device asked for."""
+        """Say which coding a device is told its task in, where it asked for one."""
         return self._of(device, "asked")
 
     def held(self, device: str) -> str:

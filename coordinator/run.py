@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 import hashlib
+import json
 import logging
 import math
 import subprocess
@@ -242,6 +243,8 @@ def _variant(
     if not cuts:
         raise ConfigError(f"variant.{name}: width: with {run.algorithm} all devices have the whole model")
     cut, part = _part(run.model, model_path, width, f"variant.{name}")
+    for chosen in (settings, config.build(parts.Config, table, "algorithm")):  # either half may refuse so small a part
+        parts.Server(chosen, part.layout, np.zeros(part.layout.size, np.float32), {}, run.seed)
     return Variant(pattern, dataclasses.replace(setup, model=part), cut)
 
 
@@ -261,8 +264,8 @@ def _part(card: ModelCard, model: str, width: Any, where: str) -> tuple[Cut, Mod
             f"{where}: width: {model!r} has no part of that width; make it a bundle's folder by `edge-coordinator "
             f"export --width {width:g}`"
         )
-    cut, graphs = bundle.read_cut(folder), bundle.read(folder)
-    if cut.structure.shapes != card.layout.shapes or graphs.layout != Layout(card.layout.names, cut.shapes):
+    cut, graphs = bundle.read_cut(folder, card.layout), bundle.read(folder)
+    if graphs.layout != Layout(card.layout.names, cut.shapes):
         raise ConfigError(f"{where}: width: {folder} is not a part of {model}; export the model again")
     return cut, _card(card, cut, bundle.pack(graphs), b"")
 
@@ -338,13 +341,17 @@ def describe(run: Run) -> dict[str, Any]:
     return {
         "run": config.table(run.config),
         "algorithm": run.description.config,
-        **({"variants": {one.devices: _own_part(run, one) for one in run.variants}} if run.variants else {}),
+        **({"variants": [_own_part(run, one) for one in run.variants]} if run.variants else {}),
     }
 
 
 def _own_part(run: Run, variant: Variant) -> dict[str, Any]:
     """Give what a variant has of its own."""
     common, setup = run.description.config, variant.setup
-    own: dict[str, Any] = {key: value for key, value in setup.config.items() if value != common[key]}
+    own: dict[str, Any] = {"devices": variant.devices}
+    own |= {key: value for key, value in setup.config.items() if value != common[key]}
     own |= {"model": setup.own.name} if setup.own else {}
-    return own | ({"parameters": setup.model.layout.size} if variant.cut else {})
+    if variant.cut is None:
+        return own
+    named = hashlib.sha256(json.dumps(submodel.record(variant.cut)).encode()).hexdigest()[:16]
+    return own | {"parameters": setup.model.layout.size, "part": named}

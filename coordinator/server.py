@@ -108,8 +108,6 @@ class Coordinator:
         ]
         self._blobs: OrderedDict[str, bytes] = OrderedDict()
         self._open: dict[str, _Open] = {}
-        self._asked: dict[str, str] = {}
-        """Coding that a device asked for with its last hello: from its next new task on."""
         self._downloads = Downloads()
         self._kept = 0
         """Updates of an asynchronous run that the last checkpoint holds."""
@@ -211,13 +209,8 @@ class Coordinator:
         if asked and not coding.suits(asked, wire.tells(self._run.parts.Down)):
             log.warning("device %s asks for %s, which this run has not: it is told as the others", device, hello.down)
             asked = ""
-        self._asked[device] = hello.down if asked else ""
+        self.journal.ask(device, hello.down if asked else "")
         return True
-
-    def _settle(self, device: str) -> None:
-        """Let what a device asked for hold from its next task on; what it holds of its last one was told as before."""
-        if device in self._asked:
-            self.journal.ask(device, self._asked.pop(device))
 
     def _do(self, actions: list[Action]) -> None:
         for action in actions:
@@ -258,7 +251,7 @@ class Coordinator:
         base = "" if fresh else self.journal.base(device)
         named, first = self._open.get(device), not base
         if isinstance(self.core, VersionsCore):
-            self._settle(device)
+            self.journal.settle(device)
         if named is None or named.first is not first or isinstance(self.core, VersionsCore):
             named = _Open(self._remember_blob(self._setup(device)), self._down(device, first), first)
         self._open[device] = named = named.cut(self.chunk_bytes)
@@ -354,7 +347,7 @@ class Coordinator:
             rng = np.random.default_rng([self._seed & 0xFFFFFFFF, progress.round])
             cohort = tuple(sorted(rng.choice(devices, plan.cohort, replace=False).tolist()))
         for device in cohort:
-            self._settle(device)
+            self.journal.settle(device)
         self.journal.open_round(progress.round, progress.phase, cohort)
         self._do(self.core.opened(cohort))
 

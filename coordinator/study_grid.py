@@ -163,7 +163,6 @@ _LARGE = tuple(
     for coding in ("lossless", "step 1")
 )
 
-# A rate falls with every version of the model, of which an asynchronous run has many more: none falls here.
 _CLASSES = {"whole": "device-*[0369]", "half": "device-*[147]", "quarter": "device-*[258]"}
 _SHARES = {"half": 0.5, "quarter": 0.25}
 _WIDTHS = {name: {"devices": _CLASSES[name], "width": width} for name, width in _SHARES.items()}
@@ -187,6 +186,7 @@ def _widths(name: str, kind: str, settings: dict[str, Any], shown: str) -> tuple
     return (mixed, *same, *alone)
 
 
+# A rate falls with every version of the model, of which an asynchronous run has many more: none falls here.
 _FASHION = {"lr": 0.05, "lr-decay": 1.0, "local-epochs": 2, "batch-size": 32}
 _DEALT = DataConfig("fashion-mnist", parts=100)
 _BY_CLASSES = DataConfig("fashion-mnist", parts=100, partition="classes", classes_per_device=2)

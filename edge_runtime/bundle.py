@@ -197,14 +197,14 @@ def part_folder(folder: Path, width: float) -> Path:
     return folder / "parts" / f"{width:g}"
 
 
-def read_cut(folder: Path) -> Cut:
-    """Read which part of a model the bundle in a folder is.
+def read_cut(folder: Path, layout: Layout) -> Cut:
+    """Read which part of a model with that layout the bundle in a folder is.
 
     Raises:
         ConfigError: nothing says that, or it is damaged.
     """
     try:
-        return submodel.read(json.loads((folder / CUT).read_bytes()))
+        return submodel.read(json.loads((folder / CUT).read_bytes()), layout.shapes)
     except (OSError, ValueError, RecursionError, DecodeError) as error:
         raise ConfigError(f"{folder / CUT}: says of no part of a model ({error}); export the model again") from error
 

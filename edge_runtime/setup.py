@@ -25,7 +25,7 @@ class ModelCard:
     name: str
     layout: Layout
     bundle: bytes = b""
-    """The model's graphs (`bundle.pack`), for one that is not built in. Empty: the device has the model."""
+    """The model's graphs (`bundle.pack`), for one that is not built in or a part. Empty: the device has the model."""
     cut: bytes = b""
     """Which channels of the model called `name` this one has (`compression/submodel.py`). Empty: all."""
 

@@ -157,6 +157,8 @@ def _load(job: Job, card: setup.ModelCard, workshop: Workshop) -> Model:
     """Load a model, which must have the tensors that the coordinator says."""
     if ":" in card.name and not card.bundle and card.name not in job.factories:
         raise DeviceError(f"model {card.name!r} is code that this device does not allow: start it with --allow-model")
+    if card.cut and narrow.find(card.name, card.cut).layout != card.layout:
+        raise DecodeError(f"setup: the part of {card.name!r} that it names has other tensors than it says")
     model = workshop.model(job.compute, card)
     if model.layout != card.layout:
         raise DeviceError(

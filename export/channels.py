@@ -9,6 +9,7 @@ whole, and `Found.whole` says why.
 
 import copy
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +51,12 @@ def find(module: nn.Module, x: torch.Tensor) -> Found:
         ConfigError: torch-pruning cannot follow this module.
     """
     try:
-        graph = torch_pruning.DependencyGraph().build_dependency(copy.deepcopy(module), example_inputs=x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it says of parameters that no layer has, `Found.whole` says as well
+            graph = torch_pruning.DependencyGraph().build_dependency(copy.deepcopy(module), example_inputs=x)
     except Exception as error:  # whatever a module of the user's makes of being traced
         raise ConfigError(f"its channels cannot be followed: {' '.join(str(error).split())[:200]}") from error
-    tensors = {name: i for i, (name, _) in enumerate(module.named_parameters())}
+    tensors = {id(value): i for i, value in enumerate(graph.model.parameters())}
     shapes = tuple(tuple(value.shape) for value in module.parameters())
     groups: list[Group] = []
     whole: dict[str, str] = {}
@@ -68,6 +71,8 @@ def find(module: nn.Module, x: torch.Tensor) -> Found:
                 groups.append(group)
         except _StaysWholeError as reason:
             whole[name] = str(reason)
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:  # a layer unlike any known here
+            whole[name] = f"it cannot be followed: {' '.join(str(error).split())[:120]}"
         else:
             seen |= set(group.sides)
     return Found(Structure(shapes, tuple(groups)), whole)
@@ -87,8 +92,8 @@ def narrow(module: nn.Module, cut: Cut) -> nn.Module:
     return made
 
 
-def _group(graph: Any, name: str, layer: nn.Module, tensors: dict[str, int]) -> Group:
-    """Collect what goes with the outputs of a layer."""
+def _group(graph: Any, name: str, layer: nn.Module, tensors: dict[int, int]) -> Group:
+    """Collect what goes with the outputs of a layer; `tensors` are the places of parameters by their `id`."""
     channels = int(layer.get_parameter("weight").shape[0])
     names = {id(part): part_name for part_name, part in graph.model.named_modules()}
     pruner = graph.get_pruner_of_module(layer).prune_out_channels
@@ -96,8 +101,10 @@ def _group(graph: Any, name: str, layer: nn.Module, tensors: dict[str, int]) -> 
     unit = 1
     for item in graph.get_pruning_group(layer, pruner, idxs=list(range(channels))):
         target = item.dep.target.module
+        if not isinstance(target, nn.Module):
+            raise _StaysWholeError("it goes through a parameter that is no layer's")
         keys = [key for key, _ in target.named_parameters(recurse=True)]
-        if not keys:
+        if not keys or (isinstance(target, nn.PReLU) and target.num_parameters == 1):
             continue
         where = names.get(id(target), type(target).__name__)
         grouped = isinstance(target, _Conv) and target.groups > 1 and not _is_depthwise(target)
@@ -112,7 +119,7 @@ def _group(graph: Any, name: str, layer: nn.Module, tensors: dict[str, int]) -> 
         gives = graph.is_out_channel_pruning_fn(item.dep.handler)
         for key in keys:
             if (axis := _axis(target, key, gives)) is not None:
-                sides[Side(tensors[f"{where}.{key}" if where else key], axis, repeat, start)] = None
+                sides[Side(tensors[id(target.get_parameter(key))], axis, repeat, start)] = None
     if channels // unit < 2:
         raise _StaysWholeError("it has one unit")
     return Group(name, channels, unit, tuple(sides))

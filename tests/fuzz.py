@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from edge_runtime import coding, grid, message, peers, seed_set, setup, wire
+from edge_runtime import coding, grid, message, models, narrow, peers, seed_set, setup, wire
 from edge_runtime.algorithms import fedavg, fedh2l, ffgg
 from edge_runtime.compression import (
     codec,
@@ -30,6 +30,7 @@ from edge_runtime.compression import (
     pieces,
     posteriors,
     quantize,
+    submodel,
     tokens,
     uniform,
 )
@@ -122,6 +123,9 @@ def _vectors() -> Iterator[Target]:
     centres = np.linspace(-0.3, 0.3, 4, dtype=np.float32)[None]
     model = quantize.encode(form, codes, centres, values[:7])
     yield Target("quantised model", lambda data: quantize.decode(data, form), (model,))
+    structure = narrow.structure(models.find("watch-cnn"))
+    cuts = tuple(submodel.encode(submodel.nested(structure, width)) for width in (0.25, 0.5, 1.0))
+    yield Target("sub-model", lambda data: submodel.decode(data, structure), cuts, 1000)
 
 
 def _messages() -> Iterator[Target]:

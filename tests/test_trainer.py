@@ -6,15 +6,18 @@ import re
 
 import pytest
 
-from edge_runtime import config, models, setup, trainer, wire
+from edge_runtime import config, models, narrow, setup, trainer, wire
 from edge_runtime.algorithms import fedavg
+from edge_runtime.compression import submodel
 from edge_runtime.compute import Compute
 from edge_runtime.coordinator.run import RunConfig, prepare
 from edge_runtime.data import DataConfig
+from edge_runtime.errors import DecodeError
 from edge_runtime.message import Blob, Task
 from edge_runtime.store import MemoryStore
 from edge_runtime.trainer_process import Outcome
 from edge_runtime.tree import Layout
+from edge_runtime.workshop import Workshop
 
 DESCRIPTION = prepare(RunConfig("fedavg"), {"local-steps": 1, "batch-size": 4}).description
 LAYOUT = models.find("watch-cnn").layout
@@ -88,3 +91,12 @@ def test_an_update_travels_as_the_run_says_or_cheaper_if_its_device_asks(run: st
     as_said, as_asked = work(description).payload, work(description, device).payload
     assert (len(as_asked) < len(as_said)) is smaller
     assert (as_asked == as_said) is not smaller
+
+
+def test_a_part_that_is_not_what_its_cut_says_is_refused() -> None:
+    spec = models.find("mlp")
+    half, quarter = (submodel.nested(narrow.structure(spec), width) for width in (0.5, 0.25))
+    card = setup.ModelCard("mlp", narrow.layout(spec.layout, half), cut=submodel.encode(quarter))
+    job = trainer.Job("device", DataConfig(), "nowhere")
+    with pytest.raises(DecodeError, match="has other tensors than it says"):
+        trainer._load(job, card, Workshop())

@@ -26,7 +26,7 @@ def load(compute: Compute, model: str, graphs: Bundle | None = None, cut: bytes 
     """
     own = graphs is None and ":" in model
     spec = None if ":" in model or (graphs is not None and not cut) else narrow.find(model, cut)
-    match choose(compute, model, graphs):
+    match choose(compute, model, graphs, cut):
         case "onnx" if own:
             raise ConfigError(f"backend: onnx needs a bundle of {model!r}; make one with `edge-coordinator export`")
         case "onnx":
@@ -62,12 +62,12 @@ def load(compute: Compute, model: str, graphs: Bundle | None = None, cut: bytes 
             raise ConfigError(f"backend: {other} cannot compute {model!r}; use --backend {'torch' if own else 'onnx'}")
 
 
-def choose(compute: Compute, model: str, graphs: Bundle | None = None) -> str:
+def choose(compute: Compute, model: str, graphs: Bundle | None = None, cut: bytes = b"") -> str:
     """Say which backend `load` takes."""
     if compute.backend != "auto":
         return compute.backend
     own = graphs is None and ":" in model
-    built_in = graphs is None and not own
+    built_in = ":" not in model and (graphs is None or bool(cut))
     if own or (compute.device == "cuda" and _has("torch") and built_in):
         return "torch"
     return "numpy" if built_in and compute.device == "cpu" and not _has("onnxruntime") else "onnx"

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime import backends, bundle
+from edge_runtime import backends, bundle, models, narrow
 from edge_runtime.backends import ort_training
 from edge_runtime.backends.numpy import NumpyOracle
 from edge_runtime.backends.onnx import OnnxOracle
+from edge_runtime.compression import submodel
 from edge_runtime.compute import Compute
 from edge_runtime.errors import ConfigError, DeviceError
 
@@ -29,6 +30,15 @@ def test_auto_takes_onnx_and_without_it_numpy_for_a_built_in_model(without) -> N
     assert isinstance(backends.load(Compute(), "watch-cnn").oracle, OnnxOracle)
     without("onnxruntime")
     assert isinstance(backends.load(Compute(), "watch-cnn").oracle, NumpyOracle)
+
+
+def test_a_part_of_a_built_in_model_needs_no_onnxruntime_although_its_graphs_came_along(without) -> None:
+    spec = models.find("watch-cnn")
+    cut = submodel.encode(submodel.nested(narrow.structure(spec), 0.5))
+    without("onnxruntime")
+    model = backends.load(Compute(), "watch-cnn", bundle.built_in("watch-cnn"), cut)
+    assert isinstance(model.oracle, NumpyOracle)
+    assert model.layout == narrow.find("watch-cnn", cut).layout != spec.layout
 
 
 def test_an_unknown_backend_model_or_device_is_refused() -> None:
@@ -55,6 +65,7 @@ def test_only_the_torch_backend_loads_torch(backend: str) -> None:
 import sys
 import numpy as np
 from edge_runtime import backends
+from edge_runtime.compression import submodel
 from edge_runtime.compute import Compute
 model = backends.load(Compute("{backend}"), "linear")
 params = model.layout.views(np.zeros(model.layout.size, np.float32))

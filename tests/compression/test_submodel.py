@@ -1,6 +1,8 @@
 """What is kept of a model, and that nobody can be talked into another part of it."""
 
 import itertools
+import json
+import math
 
 import numpy as np
 import pytest
@@ -106,6 +108,18 @@ def test_hostile_bytes_are_refused_or_a_cut(data: bytes) -> None:
         assert all(kept.any() for kept in cut.kept)
 
 
+def test_a_part_that_is_written_down_is_read_and_anything_else_refused() -> None:
+    cut = submodel.nested(MODEL, 0.5)
+    written = json.loads(json.dumps(submodel.record(cut)))
+    found = submodel.read(written, SHAPES)
+    assert (found.structure, found.shapes) == (cut.structure, cut.shapes)
+    with pytest.raises(DecodeError, match="a part of another model"):
+        submodel.read(written, SHAPES[1:])
+    for key, value in (("groups", [["first", math.inf, 2, []]]), ("groups", [[1]]), ("cut", "zz"), ("cut", "00")):
+        with pytest.raises(DecodeError, match="submodel: "):
+            submodel.read({**written, key: value}, SHAPES)
+
+
 @pytest.mark.parametrize(
     "groups",
     [
@@ -115,6 +129,9 @@ def test_hostile_bytes_are_refused_or_a_cut(data: bytes) -> None:
         (FIRST, Group("again", 6, 1, (Side(1, 0),))),
         (Group("late", 4, 1, (Side(0, 0, start=3),)),),
         (Group("early", 4, 1, (Side(0, 0, start=-1),)),),
+        (Group("no tensor", 6, 1, (Side(-5, 0),)),),
+        (Group("no axis", 6, 1, (Side(0, 3),)),),
+        (Group("no place", 6, 1, (Side(0, 0, repeat=0),)),),
     ],
     ids=lambda groups: groups[-1].name,
 )

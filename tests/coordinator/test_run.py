@@ -9,7 +9,7 @@ import pytest
 
 from edge_runtime import algorithm, config
 from edge_runtime.coordinator import session
-from edge_runtime.coordinator.run import RunConfig, prepare
+from edge_runtime.coordinator.run import RunConfig, describe, prepare
 from edge_runtime.errors import ConfigError
 from edge_runtime.seed_set import SeedSet
 
@@ -76,6 +76,23 @@ def test_a_wrong_variant_is_refused_in_one_line(name: str, variant: Any, words: 
 def test_a_model_without_channels_to_take_away_is_refused() -> None:
     with pytest.raises(ConfigError, match="width: 'linear' has no channels"):
         prepare(RunConfig("fedavg", "linear"), {}, {"small": {"devices": "*", "width": 0.5}})
+
+
+def test_a_part_too_small_for_its_density_is_refused_before_the_run() -> None:
+    run, small = RunConfig("fedspa", "cnn"), {"tiny": {"devices": "*", "width": 0.01}}
+    with pytest.raises(ConfigError, match=r"density 0\.01 leaves 'conv1.weight' no active weight; raise it"):
+        prepare(run, {"density": 0.01}, small)
+
+
+def test_a_run_is_described_with_its_parts_in_the_order_in_which_they_count() -> None:
+    variants = {"all": {"devices": "*", "width": 0.5}, "a": {"devices": "a-*", "width": 0.25}}
+    told = [
+        describe(prepare(RunConfig("fedavg", "mlp"), {}, dict(some)))["variants"]
+        for some in (variants.items(), reversed(variants.items()))
+    ]
+    assert told[0] == told[1][::-1] != told[1]
+    assert [one["parameters"] for one in told[0]] == [12_730, 6_370]
+    assert told[0][0]["part"] != told[0][1]["part"]
 
 
 def test_an_aggregator_that_withstands_liars_takes_a_part_for_a_row_of_zeros_elsewhere() -> None:

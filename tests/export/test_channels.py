@@ -82,6 +82,32 @@ def test_what_cannot_be_cut_is_named_with_the_reason() -> None:
     assert "it goes through 0.self_attn (MultiheadAttention)" in attention.whole.values()
 
 
+class Unusual(nn.Module):
+    """A parameter of its own, tied weights, a slope for all channels, and a parametrised layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(7, 8), nn.Linear(8, 7, bias=False)
+        self.out.weight = self.embed.weight
+        self.first, self.second, self.third = nn.Linear(8, 6), nn.Linear(6, 8), nn.Linear(8, 8)
+        self.scale, self.slope = nn.Parameter(torch.ones(8)), nn.PReLU()
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = self.second(self.slope(self.first(self.embed(x).mean(1))))
+        output: torch.Tensor = self.out(self.normed(self.third(inner * self.scale)))
+        return output
+
+
+def test_of_an_unusual_module_what_can_be_followed_is_cut() -> None:
+    module, x = Unusual().eval(), torch.zeros(2, 4, dtype=torch.int64)
+    found = channels.find(module, x)
+    assert [group.name for group in found.structure.groups] == ["first"]
+    assert found.whole["second"] == "it goes through a parameter that is no layer's"
+    part = channels.narrow(module, submodel.nested(found.structure, 0.5))
+    assert part(x).shape == (2, 7)
+
+
 def test_a_module_that_cannot_be_followed_is_refused_in_one_line() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
