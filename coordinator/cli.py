@@ -287,7 +287,10 @@ def _add_export(commands: Any) -> None:
         help="also make a part that has W of the channels, 0.5 say, for [variant.NAME] width",
     )
     export.add_argument(
-        "--by", default="first", help="which channels that part has: the first, or those of the largest magnitude"
+        "--by",
+        default="first",
+        choices=("first", "magnitude"),
+        help="which channels that part has: the first, or those of the largest magnitude",
     )
     export.add_argument("--seed", type=int, default=0, metavar="N", help="of the initial parameters (default 0)")
     export.add_argument("--json", action="store_true", help="for scripts")

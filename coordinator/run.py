@@ -1,6 +1,7 @@
 """A run as a person writes it, and everything that follows from it before the first message."""
 
 import dataclasses
+import fcntl
 import fnmatch
 import hashlib
 import json
@@ -242,13 +243,18 @@ def _variant(
         return Variant(pattern, setup)
     if not cuts:
         raise ConfigError(f"variant.{name}: width: with {run.algorithm} all devices have the whole model")
-    cut, part = _part(run.model, model_path, width, f"variant.{name}")
+    cut = _cut(run.model, model_path, width, f"variant.{name}")
+    layout = Layout(run.model.layout.names, cut.shapes)
     for chosen in (settings, config.build(parts.Config, table, "algorithm")):  # either half may refuse so small a part
-        parts.Server(chosen, part.layout, np.zeros(part.layout.size, np.float32), {}, run.seed)
-    return Variant(pattern, dataclasses.replace(setup, model=part), cut)
+        parts.Server(chosen, layout, np.zeros(layout.size, np.float32), {}, run.seed)
+    if run.model.drawn:
+        graphs, encoded = _graphs(run.model.name, cut), submodel.encode(cut)
+    else:
+        graphs, encoded = _exported(bundle.part_folder(Path(model_path), width), layout), b""
+    return Variant(pattern, dataclasses.replace(setup, model=ModelCard(run.model.name, layout, graphs, encoded)), cut)
 
 
-def _part(card: ModelCard, model: str, width: Any, where: str) -> tuple[Cut, ModelCard]:
+def _cut(card: ModelCard, model: str, width: Any, where: str) -> Cut:
     """Cut a model: a built-in one here, any other as its bundle's folder says."""
     if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= 1:
         raise ConfigError(f"{where}: width must be above 0 and at most 1, not {width!r}")
@@ -256,41 +262,43 @@ def _part(card: ModelCard, model: str, width: Any, where: str) -> tuple[Cut, Mod
         structure = narrow.structure(models.find(card.name))
         if not structure.groups:
             raise ConfigError(f"{where}: width: {card.name!r} has no channels that can be taken away")
-        cut = submodel.nested(structure, width)
-        return cut, _card(card, cut, _graphs(card.name, cut), submodel.encode(cut))
+        return submodel.nested(structure, width)
     folder = bundle.part_folder(Path(model), width)
     if not folder.is_dir():
         raise ConfigError(
             f"{where}: width: {model!r} has no part of that width; make it a bundle's folder by `edge-coordinator "
             f"export --width {width:g}`"
         )
-    cut, graphs = bundle.read_cut(folder, card.layout), bundle.read(folder)
-    if graphs.layout != Layout(card.layout.names, cut.shapes):
-        raise ConfigError(f"{where}: width: {folder} is not a part of {model}; export the model again")
-    return cut, _card(card, cut, bundle.pack(graphs), b"")
+    return bundle.read_cut(folder, card.layout)
 
 
-def _card(whole: ModelCard, cut: Cut, graphs: bytes, encoded: bytes) -> ModelCard:
-    return ModelCard(whole.name, Layout(whole.layout.names, cut.shapes), graphs, encoded)
+def _exported(folder: Path, layout: Layout) -> bytes:
+    graphs = bundle.read(folder)
+    if graphs.layout != layout:
+        raise ConfigError(f"{folder}: its graphs are not those of the part that it names; export the model again")
+    return bundle.pack(graphs)
 
 
 def _graphs(model: str, cut: Cut) -> bytes:
     """Give the graphs of a part of a built-in model, from the cache if they were made before as the whole model's were.
 
-    Else by a process of its own, so that torch and its memory stay out of the coordinator.
+    Else by a process of its own, so that torch and its memory stay out of the coordinator. One at a time: who waits for
+    another that makes the same finds it in the cache.
     """
     encoded = submodel.encode(cut)
     name = hashlib.sha256(bundle.pack(bundle.built_in(model)) + encoded).hexdigest()[:24]
     path = config.cache_folder() / f"part-{name}.bundle"
-    try:
-        data = path.read_bytes()
-        bundle.unpack(data)
-    except (OSError, DecodeError):
-        size = int(np.count_nonzero(cut.bits))
-        log.warning("%s: making the graphs of a part with %s parameters, once: half a minute", model, f"{size:,}")
-        data = _made_graphs(model, encoded)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, data, durable=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            data = path.read_bytes()
+            bundle.unpack(data)
+        except (OSError, DecodeError):
+            size = int(np.count_nonzero(cut.bits))
+            log.warning("%s: making the graphs of a part with %s parameters, once: half a minute", model, f"{size:,}")
+            data = _made_graphs(model, encoded)
+            write_atomic(path, data, durable=False)
     return data
 
 

@@ -101,7 +101,7 @@ def part(source: Source, width: float, by: str) -> tuple[Source, Cut]:
     """Make the part of a module that has `width` of its channels: the `first`, or those of the largest `magnitude`.
 
     Raises:
-        ConfigError: `width` is none, or the module has no channels that can go.
+        ConfigError: the module has no channels that can go, or begins at random.
     """
     if by == "magnitude" and ":" not in source.name:
         raise ConfigError(f"--by magnitude: {source.name} begins at random, so that none of its channels matters more")
@@ -110,13 +110,10 @@ def part(source: Source, width: float, by: str) -> tuple[Source, Cut]:
         print(f"{source.name}: {layer} stays whole: {reason}", file=sys.stderr)
     if not found.structure.groups:
         raise ConfigError(f"{source.name}: no channels of it can be taken away")
-    try:
-        if by == "first":
-            cut = submodel.nested(found.structure, width)
-        else:
-            cut = submodel.chosen(found.structure, width, source.flat() ** 2)
-    except ValueError as error:
-        raise ConfigError(f"--{error}") from error
+    if by == "first":
+        cut = submodel.nested(found.structure, width)
+    else:
+        cut = submodel.chosen(found.structure, width, source.flat() ** 2)
     return dataclasses.replace(source, module=channels.narrow(source.module, cut)), cut
 
 
@@ -198,6 +195,9 @@ def _knob(text: str) -> graphs.Knob:
 def _run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     memory = _knob(options.memory)
+    for width in options.width:
+        if not 0 < width <= 1:
+            raise ConfigError(f"--width must be above 0 and at most 1, not {width:g}")
     if ":" in options.model:
         source = factory(options.model, options.seed, _shape(options.input), options.type, options.private)
         made = dataclasses.replace(of(source, memory), initial=source.flat())
