@@ -17,6 +17,7 @@ hand: where a setting's note says [recalled], its default is the recollection of
 code (Lockdown, DisPFL), not a quotation.
 """
 
+import functools
 import hashlib
 import math
 import typing
@@ -328,6 +329,12 @@ class _World:
         return bits if self.cut is None else submodel.within(self.cut.bits, bits)
 
 
+@functools.lru_cache(16)  # more parts than a run has; one is asked for with every message
+def _part(whole: Layout, config: Config, cut: Cut) -> _World:
+    layout = Layout(whole.names, cut.shapes)
+    return _World(layout, active_counts(layout, config), cut)
+
+
 class Server:
     """The coordinator's half: the dense w, the round's updates, and on disk the mask of each device.
 
@@ -345,7 +352,6 @@ class Server:
         self.round = 0
         self._config, self._devices, self._seed = config, devices, seed
         self._whole = _World(layout, active_counts(layout, config))
-        self._worlds: dict[Cut, _World] = {}
         self.cut_of: Callable[[str], Cut | None] = no_cut
         self._model = initial.astype(np.float32)
         self._total = aggregate.of(config, layout.size, seed, owners=config.aggregate == "owners")
@@ -432,12 +438,7 @@ class Server:
 
     def _world(self, device: str) -> "_World":
         cut = self.cut_of(device)
-        if cut is None:
-            return self._whole
-        if cut not in self._worlds:
-            layout = Layout(self._whole.layout.names, cut.shapes)
-            self._worlds[cut] = _World(layout, active_counts(layout, self._config), cut)
-        return self._worlds[cut]
+        return self._whole if cut is None else _part(self._whole.layout, self._config, cut)
 
     def _mask_seed(self, device: str) -> bytes:
         """Derive the seed of a device's first mask from the run's."""
