@@ -39,8 +39,7 @@ class Downlink:
         self._columns = algorithm.wire_columns(run.settings)
         self._most = algorithm.wire_values(run.settings)
         self._coding = coding.parse(run.config.down, "run: down")
-        drawn = run.description.model.drawn
-        self._drawn = drawn
+        self._drawn = run.initial if run.description.model.drawn else None
         # Kept up from the start, whoever asks for steps: a run that is resumed must choose the same ones.
         model = server.shared() if wire.tells(run.parts.Down) else None
         self._steps: Exponents | None = None if model is None else grid.exponents(None, model, self._layout, None)
@@ -83,7 +82,7 @@ class Downlink:
         def support(_up: Any) -> Bits | None:
             return None if sparse is None else sparse.support(device, self._server.round)
 
-        layout = run.setup_of(device).model.layout
+        layout = run.variant_of(device).setup.model.layout
         return wire.decode_up(payload, run.parts.Up, layout, run.description.private, self._most, support)
 
     def encode(self, device: str, first: bool, evaluate: bool) -> bytes:
@@ -120,8 +119,8 @@ class Downlink:
         return self._same[key]
 
     def _has(self, device: str) -> "_Has":
-        run = self._run
-        return _Has(run.setup_of(device).model.layout, run.cut_of(device), run.initial if self._drawn else None)
+        variant = self._run.variant_of(device)
+        return _Has(variant.setup.model.layout, variant.cut, self._drawn)
 
     def held_after(self, device: str, up: Any) -> str:
         """Name the grid that a device holds once its Up has taken effect; empty: none."""

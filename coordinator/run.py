@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import fnmatch
+import functools
 import hashlib
 import json
 import logging
@@ -27,7 +28,7 @@ from edge_runtime.files import write_atomic
 from edge_runtime.message import CHUNK_BYTES, MAX_CHUNK_BYTES, check_name
 from edge_runtime.peers import Start
 from edge_runtime.seed_set import SeedSet
-from edge_runtime.setup import ModelCard, Setup
+from edge_runtime.setup import ModelCard, Setup, encode
 from edge_runtime.tree import Flat, Layout
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,11 @@ class Variant:
     cut: Cut | None = None
     """What they have of the model; None: all of it."""
 
+    @functools.cached_property
+    def encoded(self) -> bytes:
+        """Give the set-up as it travels."""
+        return encode(self.setup)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -120,14 +126,17 @@ class Run:
     variants: tuple[Variant, ...] = ()
     """The first that fits a device counts."""
 
+    @functools.cached_property
+    def _others(self) -> Variant:
+        return Variant("*", self.description)
+
+    def variant_of(self, device: str) -> Variant:
+        """Give the run as a device sees it."""
+        return next((one for one in self.variants if fnmatch.fnmatchcase(device, one.devices)), self._others)
+
     def cut_of(self, device: str) -> Cut | None:
         """Say what a device has of the model; None: all of it."""
-        return next((one.cut for one in self.variants if fnmatch.fnmatchcase(device, one.devices)), None)
-
-    def setup_of(self, device: str) -> Setup:
-        """Give the run as a device sees it."""
-        fits = (one.setup for one in self.variants if fnmatch.fnmatchcase(device, one.devices))
-        return next(fits, self.description)
+        return self.variant_of(device).cut
 
     @property
     def deadline_s(self) -> float:

@@ -4,7 +4,6 @@ Synchronous, without a thread or a clock of its own: `serve.py` feeds it from a 
 """
 
 import dataclasses
-import fnmatch
 import hashlib
 import logging
 from collections import OrderedDict
@@ -13,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from edge_runtime import coding, peers, setup, wire
+from edge_runtime import coding, peers, wire
 from edge_runtime.algorithm import CutServer, Server
 from edge_runtime.coding import WIRE_VERSION
 from edge_runtime.compression import codec
@@ -38,7 +37,7 @@ from edge_runtime.coordinator.downlink import Downlink
 from edge_runtime.coordinator.downloads import Downloads
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.rounds import RoundsCore
-from edge_runtime.coordinator.run import Run, Variant
+from edge_runtime.coordinator.run import Run
 from edge_runtime.coordinator.versions import VersionsCore
 from edge_runtime.errors import ConfigError, DecodeError, RunError
 from edge_runtime.message import MIN_CHUNK_BYTES, Blob, Chunk, Fate, Hello, Message, Offer, Task, check_name, decode
@@ -103,9 +102,6 @@ class Coordinator:
         self._run, self._post, self._send = run, post, post.send
         self._layout = run.description.model.layout
         self._seed = run.config.seed
-        self._setups = [
-            (one.devices, setup.encode(one.setup)) for one in (*run.variants, Variant("*", run.description))
-        ]
         self._blobs: OrderedDict[str, bytes] = OrderedDict()
         self._open: dict[str, _Open] = {}
         self._downloads = Downloads()
@@ -253,16 +249,13 @@ class Coordinator:
         if isinstance(self.core, VersionsCore):
             self.journal.settle(device)
         if named is None or named.first is not first or isinstance(self.core, VersionsCore):
-            named = _Open(self._remember_blob(self._setup(device)), self._down(device, first), first)
+            named = _Open(self._remember_blob(self._run.variant_of(device).encoded), self._down(device, first), first)
         self._open[device] = named = named.cut(self.chunk_bytes)
         task = Task(plan.run, plan.epoch, progress.round, progress.phase, base, named.set_up, named.down)
         if isinstance(self.core, VersionsCore):
             self.journal.assign(device, task, self._blobs[named.down.digest])
             self.core.issued(device, task.round)
         self._send(device, task)
-
-    def _setup(self, device: str) -> bytes:
-        return next(data for pattern, data in self._setups if fnmatch.fnmatchcase(device, pattern))
 
     def _repeat(self, device: str) -> None:
         task = self.journal.assigned(device)
@@ -304,7 +297,7 @@ class Coordinator:
         if digest not in self._blobs and named is not None and digest == named.down.digest:
             self._down(device, named.first)
         if digest not in self._blobs:
-            self._remember_blob(self._setup(device))
+            self._remember_blob(self._run.variant_of(device).encoded)
         return self._blobs.get(digest)
 
     def _accept(self, device: str, offer: Offer) -> None:

@@ -436,7 +436,7 @@ class Server:
             self._drawn = seed, world, masks.from_seed(seed, world.layout.sizes, world.counts)
         return self._drawn[2]
 
-    def _world(self, device: str) -> "_World":
+    def _world(self, device: str) -> _World:
         cut = self.cut_of(device)
         return self._whole if cut is None else _part(self._whole.layout, self._config, cut)
 

@@ -34,7 +34,7 @@ class Device:
         self.down_bytes: list[int] = []
 
     def answer(self, task: Task, received: bytes) -> bytes:
-        run, setup = self.run, self.run.setup_of(self.name)
+        run, setup = self.run, self.run.variant_of(self.name).setup
         layout = setup.model.layout
         client = run.parts.Client(run.settings, algorithm.Model(layout, None), self.state)  # type: ignore[arg-type]
         sparse = isinstance(client, algorithm.SparseClient)
