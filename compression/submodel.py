@@ -104,11 +104,6 @@ class Cut:
     kept: tuple[Bits, ...]
     """Of each group [units]."""
 
-    @property
-    def whole(self) -> bool:
-        """Say whether everything is kept."""
-        return all(bool(kept.all()) for kept in self.kept)
-
     @functools.cached_property
     def axes(self) -> tuple[tuple[Bits, ...], ...]:
         """Say of each tensor, along each axis, which places are kept."""

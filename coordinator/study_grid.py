@@ -170,19 +170,19 @@ _EVERYWHERE = {name: {name: {"devices": "*", "width": width}} for name, width in
 _OF_CLASSES = tuple((f" ({name})", f"shared of {devices}") for name, devices in _CLASSES.items())
 
 
-def _widths(name: str, kind: str, settings: dict[str, Any], shown: str) -> tuple[Case, ...]:
+def _widths(name: str, settings: dict[str, Any]) -> tuple[Case, ...]:
     """Compare three widths in one run with one width on all devices, and with each class of devices alone."""
-    lines = tuple((added, metric.replace("shared", shown)) for added, metric in (("", "shared"), *_OF_CLASSES))
+    lines = (("", "shared"), *_OF_CLASSES)
     alone = tuple(
-        Case(f"{name}, {one} alone", kind, settings, variants=_EVERYWHERE.get(one, {}), only=devices, shows=lines[:1])
+        Case(f"{name}, {one} alone", name, settings, variants=_EVERYWHERE.get(one, {}), only=devices, shows=lines[:1])
         for one, devices in _CLASSES.items()
     )
     same = tuple(
-        Case(f"{name}, {one} everywhere", kind, settings, variants=variants, shows=lines[:1])
+        Case(f"{name}, {one} everywhere", name, settings, variants=variants, shows=lines[:1])
         for one, variants in _EVERYWHERE.items()
     )
     groups = tuple(_CLASSES.values())
-    mixed = Case(f"{name}, three widths", kind, settings, variants=_WIDTHS, shows=lines, groups=groups)
+    mixed = Case(f"{name}, three widths", name, settings, variants=_WIDTHS, shows=lines, groups=groups)
     return (mixed, *same, *alone)
 
 
@@ -285,7 +285,7 @@ SCENARIOS = (
         "cnn",
         {"rounds": 20},
         {"lr": 0.05, "lr-decay": 1.0, "local-steps": 10, "batch-size": 32},
-        (*_widths("fedavg", "fedavg", {}, "shared"), *_widths("fedspa", "fedspa", {"density": 0.5}, "shared")),
+        (*_widths("fedavg", {}), *_widths("fedspa", {"density": 0.5})),
         slow=True,
     ),
 )

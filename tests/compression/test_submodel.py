@@ -41,7 +41,7 @@ def test_narrower_parts_lie_within_wider_ones() -> None:
     cuts = [submodel.nested(MODEL, width) for width in (0.01, 0.4, 0.7, 1.0)]
     assert [cut.shapes[2] for cut in cuts] == [(1, 6), (2, 6), (3, 12), (4, 18)]
     assert all((wider.bits | ~narrower.bits).all() for narrower, wider in itertools.pairwise(cuts))
-    assert [cut.whole for cut in cuts] == [False, False, False, True]
+    assert [bool(cut.bits.all()) for cut in cuts] == [False, False, False, True]
 
 
 def test_the_units_that_matter_most_are_chosen_and_of_equals_the_first() -> None:
@@ -75,7 +75,7 @@ def test_a_cut_comes_back(first: int, second: int) -> None:
 
 def test_a_model_without_channels_to_take_away_is_whole() -> None:
     plain = Structure(((3, 4),), ())
-    assert submodel.decode(submodel.encode(submodel.nested(plain, 0.5)), plain).whole
+    assert submodel.decode(submodel.encode(submodel.nested(plain, 0.5)), plain).bits.all()
 
 
 PERMUTED = Structure(SHAPES, (Group("first", 6, 2, (Side(0, 0), Side(1, 0), Side(2, 1, 3))[::-1]), SECOND))
