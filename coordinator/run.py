@@ -1,12 +1,10 @@
 """A run as a person writes it, and everything that follows from it before the first message."""
 
 import dataclasses
-import fcntl
 import fnmatch
 import functools
 import hashlib
 import json
-import logging
 import math
 import subprocess
 import sys
@@ -18,20 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime import algorithm, bundle, coding, config, models, narrow, seed_set, wire
+from edge_runtime import algorithm, bundle, coding, config, models, seed_set, wire
 from edge_runtime.algorithm import Algorithm, CutServer
 from edge_runtime.compression import submodel
 from edge_runtime.compression.submodel import Cut
+from edge_runtime.coordinator import submodels
 from edge_runtime.coordinator.actions import Plan
-from edge_runtime.errors import ConfigError, DecodeError
-from edge_runtime.files import write_atomic
+from edge_runtime.errors import ConfigError
 from edge_runtime.message import CHUNK_BYTES, MAX_CHUNK_BYTES, check_name
 from edge_runtime.peers import Start
 from edge_runtime.seed_set import SeedSet
 from edge_runtime.setup import ModelCard, Setup, encode
 from edge_runtime.tree import Flat, Layout
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -252,76 +248,12 @@ def _variant(
         return Variant(pattern, setup)
     if not cuts:
         raise ConfigError(f"variant.{name}: width: with {run.algorithm} all devices have the whole model")
-    cut = _cut(run.model, model_path, width, f"variant.{name}")
+    cut = submodels.cut(run.model, model_path, width, f"variant.{name}")
     layout = Layout(run.model.layout.names, cut.shapes)
     for chosen in (settings, config.build(parts.Config, table, "algorithm")):  # either half may refuse so small a part
         parts.Server(chosen, layout, np.zeros(layout.size, np.float32), {}, run.seed)
-    if run.model.drawn:
-        graphs, encoded = _graphs(run.model.name, cut), submodel.encode(cut)
-    else:
-        graphs, encoded = _exported(bundle.part_folder(Path(model_path), width), layout), b""
-    return Variant(pattern, dataclasses.replace(setup, model=ModelCard(run.model.name, layout, graphs, encoded)), cut)
-
-
-def _cut(card: ModelCard, model: str, width: Any, where: str) -> Cut:
-    """Cut a model: a built-in one here, any other as its bundle's folder says."""
-    if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= 1:
-        raise ConfigError(f"{where}: width must be above 0 and at most 1, not {width!r}")
-    if card.drawn:
-        structure = narrow.structure(models.find(card.name))
-        if not structure.groups:
-            raise ConfigError(f"{where}: width: {card.name!r} has no channels that can be taken away")
-        return submodel.nested(structure, width)
-    folder = bundle.part_folder(Path(model), width)
-    if not folder.is_dir():
-        raise ConfigError(
-            f"{where}: width: {model!r} has no part of that width; make it a bundle's folder by `edge-coordinator "
-            f"export --width {width:g}`"
-        )
-    return bundle.read_cut(folder, card.layout)
-
-
-def _exported(folder: Path, layout: Layout) -> bytes:
-    graphs = bundle.read(folder)
-    if graphs.layout != layout:
-        raise ConfigError(f"{folder}: its graphs are not those of the part that it names; export the model again")
-    return bundle.pack(graphs)
-
-
-def _graphs(model: str, cut: Cut) -> bytes:
-    """Give the graphs of a part of a built-in model, from the cache if they were made before as the whole model's were.
-
-    Else by a process of its own, so that torch and its memory stay out of the coordinator. One at a time: who waits for
-    another that makes the same finds it in the cache.
-    """
-    encoded = submodel.encode(cut)
-    name = hashlib.sha256(bundle.pack(bundle.built_in(model)) + encoded).hexdigest()[:24]
-    path = config.cache_folder() / f"part-{name}.bundle"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            data = path.read_bytes()
-            bundle.unpack(data)
-        except (OSError, DecodeError):
-            size = int(np.count_nonzero(cut.bits))
-            log.warning("%s: making the graphs of a part with %s parameters, once: half a minute", model, f"{size:,}")
-            data = _made_graphs(model, encoded)
-            write_atomic(path, data, durable=False)
-    return data
-
-
-def _made_graphs(model: str, cut: bytes) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "bundle"
-        command = [sys.executable, "-W", "ignore", "-m", "edge_runtime.export.bundle", model, "--cut", cut.hex()]
-        done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise ConfigError(
-                f"no graphs can be made of a part of {model!r}: {last} (run: pip install 'edge-runtime[export]')"
-            )
-        return bundle.pack(bundle.read(out))
+    part = submodels.card(run.model, model_path, width, cut)
+    return Variant(pattern, dataclasses.replace(setup, model=part), cut)
 
 
 def _own_model(model: str) -> ModelCard:
