@@ -181,12 +181,24 @@ class Client(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Quantised:
+    """A model whose larger tensors are codes into codebooks."""
+
+    bits: int
+    """Of a code, from 1."""
+    names: tuple[str, ...]
+    """The tensors that are codes, in the layout's order."""
+    data: bytes
+    """Codes, codebooks and the values of all other tensors (`compression/quantize.py`)."""
+
+
 @typing.runtime_checkable
 class Deploys(Protocol):
-    """A Client whose personal model is stored in a form of its own, smaller than its values."""
+    """A Client whose personal model may be one of codes, much smaller than its values."""
 
-    def deployed(self) -> bytes:
-        """Give the personal model as a device stores it."""
+    def deployed(self) -> Quantised | None:
+        """Give the personal model as a device stores it; None: as its values."""
         ...
 
 

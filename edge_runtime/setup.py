@@ -63,12 +63,13 @@ class Setup:
 
 def encode(setup: Setup) -> bytes:
     """Encode to JSON; the inverse of `decode`."""
-    record = {**vars(setup), "model": _card_record(setup.model), "own": setup.own and _card_record(setup.own)}
+    record = {**vars(setup), "model": card_record(setup.model), "own": setup.own and card_record(setup.own)}
     record["seed_set"] = base64.b64encode(setup.seed_set).decode()
     return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _card_record(card: ModelCard) -> dict[str, Any]:
+def card_record(card: ModelCard) -> dict[str, Any]:
+    """Write a card as plain values; the inverse of `card`."""
     bundle, cut = (base64.b64encode(data).decode() for data in (card.bundle, card.cut))
     return {"name": card.name, "names": card.layout.names, "shapes": card.layout.shapes, "bundle": bundle, "cut": cut}
 
@@ -95,8 +96,8 @@ def decode(data: bytes) -> Setup:
         raise DecodeError("setup: config must hold plain values")
     if type(record["seed"]) is not int or not 0 <= record["seed"] < 2**63:
         raise DecodeError("setup: seed must be a whole number from 0 to 2^63")
-    own = None if record["own"] is None else _card(record["own"])
-    model, private = _card(record["model"]), record["private"]
+    own = None if record["own"] is None else card(record["own"])
+    model, private = card(record["model"]), record["private"]
     if not isinstance(private, list) or not all(name in model.layout.names for name in private):
         raise DecodeError("setup: private must be a list of the model's names")
     for name, kind in (("up", str), ("error_feedback", bool), ("rounding", str)):
@@ -107,7 +108,12 @@ def decode(data: bytes) -> Setup:
     return Setup(record["algorithm"], config, model, record["seed"], tuple(private), own, seeds, *how)
 
 
-def _card(record: Any) -> ModelCard:
+def card(record: Any) -> ModelCard:
+    """Read hostile plain values as a card.
+
+    Raises:
+        DecodeError: they are not one, or of a model of more than 2^30 values.
+    """
     if not isinstance(record, dict) or set(record) != {"name", "names", "shapes", "bundle", "cut"}:
         raise DecodeError("setup: the fields of a model are not those of one")
     if not isinstance(record["name"], str):

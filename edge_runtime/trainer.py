@@ -120,8 +120,8 @@ def _work(job: Job, task: Task, store: Store, workshop: Workshop) -> Outcome:
     del before, shared  # their memory is for training
     up = client.round(down, batches)
     metrics["accuracy-personal"] = _accuracy(client.personal(None), split)
-    if isinstance(client, Deploys):
-        metrics["deployed-bytes"] = float(len(client.deployed()))
+    if isinstance(client, Deploys) and (codes := client.deployed()):
+        metrics["deployed-bytes"] = float(len(codes.data))
     if task.phase == "evaluate":
         return Outcome(metrics=metrics)
     uplink = _uplink(run, job, seed, algorithm.wire_columns(settings))

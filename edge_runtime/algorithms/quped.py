@@ -43,7 +43,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime import aggregate, losses, sgd
-from edge_runtime.algorithm import Batch, Batches, Fitted, Model, OwnModel, Pullback, State
+from edge_runtime.algorithm import Batch, Batches, Fitted, Model, OwnModel, Pullback, Quantised, State
 from edge_runtime.algorithms.fedavg import Down, Server, Up, checked
 from edge_runtime.compression import prox, quantize
 from edge_runtime.compression.quantize import Codes
@@ -165,6 +165,7 @@ class Layers:
     """The quantised tensors of a model, each with its row of centres [layers, m]."""
 
     size: int
+    names: tuple[str, ...]
     slices: tuple[slice, ...]
     bits: int
     by_sign: bool
@@ -217,22 +218,13 @@ class Layers:
 def layers(layout: Layout, config: Config) -> Layers:
     """Choose the tensors that are quantised."""
     kept = _full_precision(layout, config.full_precision)
-    slices = tuple(
-        where
+    chosen = {
+        name: where
         for name, size, where in zip(layout.names, layout.sizes, layout.slices, strict=True)
         if config.bits and name not in kept and size > 1 << config.bits
-    )
-    return Layers(layout.size, slices, config.bits, config.qr_compat and config.bits == 1)
-
-
-def opened(data: bytes, layout: Layout, config: Config) -> Flat:
-    """Give the weights [size] of a model that `Client.deployed` gave.
-
-    Raises:
-        DecodeError: it is none of this layout with these settings.
-    """
-    own = _opened(data, layers(layout, config), 0.0)
-    return own.x
+    }
+    by_sign = config.qr_compat and config.bits == 1
+    return Layers(layout.size, tuple(chosen), tuple(chosen.values()), config.bits, by_sign)
 
 
 @dataclass(frozen=True)
@@ -293,8 +285,13 @@ class Client:
         own = self._own
         return self._layers.codes(own.x, own.centres) if own.codes is None else own.codes
 
-    def deployed(self) -> bytes:
-        """Give Q_c(x) as it is stored: packed codes, codebooks and the other weights (`quantize.py`); see `opened`."""
+    def deployed(self) -> Quantised | None:
+        """Give Q_c(x) as it is stored, where it has codes."""
+        parts = self._layers
+        return Quantised(parts.bits, parts.names, self._stored()) if parts.slices else None
+
+    def _stored(self) -> bytes:
+        """Give Q_c(x) as packed codes, codebooks and the other weights (`quantize.py`)."""
         codes = self._codes()
         packed = np.concatenate(codes) if codes else np.empty(0, np.uint8)
         return quantize.encode(self._layers.form, packed, self._own.centres, self._own.x[self._layers.full])
@@ -318,7 +315,7 @@ class Client:
         """Give x, c and ψ."""
         own = self._own
         if own.codes is not None:
-            return {"psi": own.psi, "deployed": self.deployed()}
+            return {"psi": own.psi, "deployed": self._stored()}
         return {"psi": own.psi, "x": own.x, "centres": own.centres.ravel()}
 
 
