@@ -4,6 +4,7 @@
     RUN/checkpoint-NNNN     the server half's state at the start of round NNNN
     RUN/spool/DEVICE        an update on its way in, one per device (`spool.py`); a restart goes on with what it holds
     RUN/down/DIGEST         asynchronous runs: the encoded Down of an open task
+    RUN/personal/DEVICE.bin personal models that devices handed over (`[run] collect`)
     RUN/grids/NAME          shared models of earlier rounds as devices hold them (`downlink.py`)
 
 The order is: update journalled, then acknowledged; checkpoint file written, then the row that names it. After a crash
@@ -258,6 +259,11 @@ class Journal:
             held: name of the grid that the device holds from now on.
         """
         self._judge(device, offer, number, payload, "", held)
+
+    def keep_personal(self, device: str, data: bytes) -> None:
+        """Make the personal model of a device durable."""
+        (self.folder / "personal").mkdir(exist_ok=True)
+        write_atomic(self.folder / "personal" / f"{device}.bin", data, self._durable)
 
     def reject(self, device: str, offer: Offer, reason: str, number: int) -> None:
         """Journal an update that was thrown out, and take back what absorbing it may have written."""

@@ -65,6 +65,8 @@ class RunConfig:
     """Whether a device keeps what the coding of an update loses, and adds it to its next one."""
     rounding: str = "nearest"
     """Or stochastic: up or down at random, so that the mean is right."""
+    collect: bool = False
+    """Let devices hand over their personal models with the evaluation, for `run export`; not with private tensors."""
     fleet: str = "default"
     chunk_bytes: int = CHUNK_BYTES
     """Size of the chunks in which payloads travel, both ways; a broker's largest packet must hold one and 150 bytes."""
@@ -201,7 +203,10 @@ def prepare(
         raise ConfigError(f"run: down: {run.down!r} is for posteriors: a model takes lossless, bf16 or step:S")
     server = parts.Server(settings, card.layout, initial, {}, run.seed)
     private = algorithm.private_names(settings, card.layout)
-    how = (run.up, run.error_feedback, run.rounding)
+    if run.collect and (private or not run.evaluate):
+        why = f"{private[0]} never leaves a device" if private else "that is done with the evaluation"
+        raise ConfigError(f"run: collect: {why}; leave collect or {'private' if private else 'evaluate = false'} out")
+    how = (run.up, run.error_feedback, run.rounding, run.collect)
     description = Setup(run.algorithm, config.table(settings), card, run.seed, private, None, public, *how)
     made = tuple(
         _variant(parts, description, run.model, name, table, _table(name, own), isinstance(server, CutServer))

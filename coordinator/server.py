@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from edge_runtime import coding, peers, wire
+from edge_runtime import coding, peers, personal, wire
 from edge_runtime.algorithm import CutServer, Server
 from edge_runtime.coding import WIRE_VERSION
 from edge_runtime.compression import codec
@@ -312,7 +312,8 @@ class Coordinator:
                 self.server.absorb(device, up)
                 held, offer = self._downlink.held_after(device, up), self._dated(offer)
             elif payload:
-                raise DecodeError("an evaluation has no payload")
+                self._collect(device, payload)
+                payload = b""
         except DecodeError as error:
             reason = str(error)
             self.journal.reject(device, offer, reason, number)
@@ -321,6 +322,17 @@ class Coordinator:
             self.journal.accept(device, offer, payload, number, held)
             self.latest[device] = offer.metrics
         self._do(self.core.accepted(device, offer, reason))
+
+    def _collect(self, device: str, data: bytes) -> None:
+        """Keep the personal model that a device hands over."""
+        setup = self._run.variant_of(device).setup
+        if not setup.collect:
+            raise DecodeError("an evaluation has no payload")
+        card = setup.own or setup.model
+        made = personal.decode(data, card.layout.size)
+        if (made.origin.run, made.origin.device, made.card) != (self.core.plan.run, device, card):
+            raise DecodeError("the personal model is not of this device in this run")
+        self.journal.keep_personal(device, data)
 
     def _dated(self, offer: Offer) -> Offer:
         """Note with an update of an asynchronous run how many others were judged since its task was made."""

@@ -193,6 +193,7 @@ class Device:
             return
         try:
             blob = self.store.put(outcome.payload, outcome.state)
+            self._keep_personal(task, outcome)
         except DeviceError:
             self._broken = True
             raise
@@ -201,6 +202,21 @@ class Device:
         metrics = {**outcome.metrics, **sizes, **self._figures(task.run)}
         self._do(self.core.trained(task, blob, metrics))
 
+    def _keep_personal(self, task: Task, outcome: Outcome) -> None:
+        """Keep the model that a task left, and serve it if it is as good on this device's own data as the one served.
+
+        Whatever the coordinator makes of the update, which is the shared model's: this one is the device's.
+        """
+        if not outcome.personal:
+            return
+        found, served = outcome.metrics["accuracy-personal"], outcome.metrics.get("accuracy-served")
+        better = served is None or found >= served
+        self.store.keep_personal(task.run, outcome.personal, better)
+        said = "serving it" if better else f"going on with the one before, {served:.1%}"
+        log.info(
+            "round %d: the personal model has %.1f %% on this device's own data: %s", task.round, 100 * found, said
+        )
+
     def _finished_among(self, task: Task, outcome: Outcome) -> None:
         among = self.among
         if among is None or among.task.run != task.run:
@@ -208,6 +224,7 @@ class Device:
         if outcome.reason:
             self._do(self.core.failed(among.task, outcome.reason))
         else:
+            self._guard(lambda: self._keep_personal(task, outcome))
             self._guard(lambda: among.finished(task, outcome))
 
     def _do(self, actions: list[Action]) -> None:

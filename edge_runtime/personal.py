@@ -3,8 +3,9 @@
     32 bytes                SHA-256 of what follows
     a container (`compression/codec.py`) of
         head                JSON: whose model it is, of which run and round, how good it was on the device's own data
-        mask                which parameters are active (`compression/mask.py`); empty: all, or codes
-        values              float32 of the active parameters; or the quantised model (`compression/quantize.py`)
+        a container of
+            mask            which parameters are active (`compression/mask.py`); empty: all, or codes
+            values          float32 of the active parameters; or the quantised model (`compression/quantize.py`)
 
 It stands for itself: a model that is not built in has its graphs in it. Nothing in it is executable.
 """
@@ -61,21 +62,14 @@ class Personal:
     """The same parameters as the codes that they are; None: they are not."""
 
 
-def of(origin: Origin, card: ModelCard, fitted: Fitted, quantised: Quantised | None) -> Personal:
-    """Make one of what a client half gives."""
-    mask_ = None if fitted.mask is None or fitted.mask.full else fitted.mask.bits()
-    return Personal(origin, card, fitted.dense(), mask_, quantised)
-
-
-def encode(personal: Personal) -> bytes:
-    """Write a personal model; the inverse of `decode`."""
-    codes, active, layout = personal.quantised, personal.active, personal.card.layout
-    head = {"format": _FORMAT, **vars(personal.origin), "card": setup.card_record(personal.card)}
+def encode(origin: Origin, card: ModelCard, fitted: Fitted, codes: Quantised | None = None) -> bytes:
+    """Write the model that a client half gives, and the codes that it is if it is some; the inverse of `decode`."""
+    head = {"format": _FORMAT, **vars(origin), "card": setup.card_record(card)}
     head |= {"bits": codes.bits if codes else 0, "quantised": codes.names if codes else []}
-    bits = b"" if active is None or codes else mask.encode(active, layout.shapes)
-    values = codes.data if codes else personal.values if active is None else personal.values[active]
+    sparse = codes is None and fitted.mask is not None and not fitted.mask.full
+    bits = mask.encode(fitted.mask.bits(), card.layout.shapes) if sparse and fitted.mask else b""
     text = json.dumps(head, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    body = codec.encode([text, bits, values])
+    body = codec.encode([text, codec.encode([bits, codes.data if codes else fitted.values])])
     return hashlib.sha256(body).digest() + body
 
 
@@ -85,33 +79,48 @@ def decode(data: bytes, most: int = MAX_VALUES) -> Personal:
     Raises:
         DecodeError: they are not one, or damaged.
     """
-    if hashlib.sha256(data[32:]).digest() != data[:32]:
-        raise DecodeError("personal model: damaged, or none (its SHA-256 is another)")
-    match codec.decode(data[32:], most, max_sections=3):
-        case [bytes(text), bytes(bits), bytes() | np.ndarray() as held]:
-            origin, card, form = _head(text)
-        case _:
-            raise DecodeError("personal model: its parts are not those of one")
+    text, packed = _open(data)
+    about, card, form = _head(text)
     if card.layout.size > most:
         raise DecodeError(f"personal model: {card.layout.size} parameters, at most {most} are expected")
+    match codec.decode(packed, card.layout.size, max_sections=2):
+        case [bytes(bits), bytes() | np.ndarray() as held]:
+            pass
+        case _:
+            raise DecodeError("personal model: it is not a mask and values")
     if form is not None:
-        return _quantised(origin, card, held, *form)
+        return _quantised(about, card, held, *form)
     active = mask.decode(bits, card.layout.size, card.layout.shapes) if bits else None
     count = card.layout.size if active is None else int(active.sum())
     if not isinstance(held, np.ndarray) or len(held) != count or not np.isfinite(held).all():
         raise DecodeError(f"personal model: it does not hold {count} finite values")
     if active is None:
-        return Personal(origin, card, held)
+        return Personal(about, card, held)
     values = np.zeros(card.layout.size, np.float32)
     values[active] = held
-    return Personal(origin, card, values, active)
+    return Personal(about, card, values, active)
 
 
-def _quantised(origin: Origin, card: ModelCard, held: Any, bits: int, names: tuple[str, ...]) -> Personal:
+def origin(data: bytes) -> Origin:
+    """Read where hostile bytes say that a personal model comes from. Raises DecodeError as `decode`."""
+    return _head(_open(data)[0])[0]
+
+
+def _open(data: bytes) -> tuple[bytes, bytes]:
+    if hashlib.sha256(data[32:]).digest() != data[:32]:
+        raise DecodeError("personal model: damaged, or none (its SHA-256 is another)")
+    match codec.decode(data[32:], 0, max_sections=2):
+        case [bytes(text), bytes(packed)]:
+            return text, packed
+        case _:
+            raise DecodeError("personal model: its parts are not those of one")
+
+
+def _quantised(about: Origin, card: ModelCard, held: Any, bits: int, names: tuple[str, ...]) -> Personal:
     if not isinstance(held, bytes):
         raise DecodeError("personal model: its codes are missing")
     quantised = Quantised(bits, names, held)
-    return Personal(origin, card, dense(quantised, card.layout), None, quantised)
+    return Personal(about, card, dense(quantised, card.layout), None, quantised)
 
 
 def codes(quantised: Quantised, layout: Layout) -> tuple[list[quantize.Codes], NDArray[np.float32], Flat]:
@@ -167,9 +176,9 @@ def _origin(record: dict[str, Any]) -> Origin:
     names = record["class_names"]
     if not isinstance(names, list) or len(names) > _MAX_CLASSES or not all(isinstance(name, str) for name in names):
         raise ValueError("class_names")
-    origin = Origin(**{**record, "class_names": tuple(names)})
-    if not all(isinstance(getattr(origin, name), str) for name in _TEXTS):
+    found = Origin(**{**record, "class_names": tuple(names)})
+    if not all(isinstance(getattr(found, name), str) for name in _TEXTS):
         raise ValueError(f"{', '.join(_TEXTS)} must be texts")
-    if type(origin.round) is not int or type(origin.samples) is not int or type(origin.accuracy) is not float:
+    if type(found.round) is not int or type(found.samples) is not int or type(found.accuracy) is not float:
         raise ValueError("round, samples and accuracy must be numbers")
-    return origin
+    return found

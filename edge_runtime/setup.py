@@ -57,6 +57,8 @@ class Setup:
     """Whether a device keeps what that loses, and adds it to its next update."""
     rounding: str = "nearest"
     """Or `stochastic`."""
+    collect: bool = False
+    """Whether a device hands over its personal model when the run is evaluated."""
     wire: int = WIRE_VERSION
     """Version of all that is coded."""
 
@@ -100,11 +102,11 @@ def decode(data: bytes) -> Setup:
     model, private = card(record["model"]), record["private"]
     if not isinstance(private, list) or not all(name in model.layout.names for name in private):
         raise DecodeError("setup: private must be a list of the model's names")
-    for name, kind in (("up", str), ("error_feedback", bool), ("rounding", str)):
+    for name, kind in (("up", str), ("error_feedback", bool), ("rounding", str), ("collect", bool)):
         if type(record[name]) is not kind:
             raise DecodeError(f"setup: {name} must be a {kind.__name__}")
     seeds = _bytes(record, "seed_set")
-    how = (record["up"], record["error_feedback"], record["rounding"])
+    how = (record["up"], record["error_feedback"], record["rounding"], record["collect"])
     return Setup(record["algorithm"], config, model, record["seed"], tuple(private), own, seeds, *how)
 
 

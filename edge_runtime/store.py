@@ -5,6 +5,8 @@
     STORE/blobs/DIGEST      complete blobs: setup, Down, pending Up
     STORE/states/DIGEST     a SHA-256 and the state that the update DIGEST leaves once it is applied
     STORE/partial/DIGEST    a blob on its way in, at most one (`spool.py`)
+    STORE/personal/RUN.bin  the newest personal model (`personal.py`) of each of the last runs; RUN is a digest
+    STORE/personal/served   the best of them on this device's own data, which `edge-agent infer` serves
 
 `MemoryStore` is the same without a disk, for `edge-coordinator simulate` and for simulated crashes.
 """
@@ -25,6 +27,8 @@ from edge_runtime.message import Blob, Chunk, Offer, Task
 from edge_runtime.protocol import Memory, Talk
 
 log = logging.getLogger(__name__)
+
+_KEPT_RUNS = 2
 
 
 class Store(Protocol):
@@ -72,6 +76,14 @@ class Store(Protocol):
 
     def write(self, data: bytes) -> Blob:
         """Hold a blob for the trainer, until the next `remember`."""
+        ...
+
+    def keep_personal(self, run: str, data: bytes, serve: bool) -> None:
+        """Make a run's newest personal model durable, and (`serve`) let it be the one that is served."""
+        ...
+
+    def served(self) -> bytes:
+        """Read the personal model that is served; empty: there is none yet."""
         ...
 
 
@@ -203,6 +215,31 @@ class FileStore:
         write_atomic(self.folder / "blobs" / blob.digest, data)
         return blob
 
+    def keep_personal(self, run: str, data: bytes, serve: bool) -> None:
+        """Write the newest personal model of a run, forgetting those of older runs, and the one that is served."""
+        newest = personal_path(self.folder, run)
+        write_atomic(newest, data)
+        if serve:
+            write_atomic(served_path(self.folder), data)
+        others = [path for path in newest.parent.glob("*.bin") if path != newest]
+        for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[_KEPT_RUNS - 1 :]:
+            path.unlink(missing_ok=True)
+
+    def served(self) -> bytes:
+        """Read the personal model that is served."""
+        path = served_path(self.folder)
+        return path.read_bytes() if path.exists() else b""
+
+
+def served_path(folder: Path) -> Path:
+    """Say where in a store the personal model lies that is served."""
+    return folder / "personal" / "served"
+
+
+def personal_path(folder: Path, run: str) -> Path:
+    """Say where in a store the newest personal model of a run lies."""
+    return folder / "personal" / f"{hashlib.sha256(run.encode()).hexdigest()[:32]}.bin"
+
 
 class MemoryStore:
     """A Store without a disk. Survives a simulated crash as a disk would: everything put is kept."""
@@ -212,6 +249,7 @@ class MemoryStore:
         self.blobs: dict[str, bytes] = {}
         self.states: dict[str, bytes] = {}
         self.partials: dict[Blob, dict[int, bytes]] = {}
+        self._served = b""
 
     def probe(self) -> None:
         """Memory is always writable."""
@@ -271,10 +309,19 @@ class MemoryStore:
         self.blobs[blob.digest] = data
         return blob
 
+    def keep_personal(self, run: str, data: bytes, serve: bool) -> None:  # noqa: ARG002  # nobody asks for a run's own
+        """Hold the personal model that is served."""
+        if serve:
+            self._served = data
+
+    def served(self) -> bytes:
+        """Give the personal model that is served."""
+        return self._served
+
 
 def _lock(folder: Path) -> IO[bytes]:
     try:
-        for part in ("blobs", "states", "partial"):
+        for part in ("blobs", "states", "partial", "personal"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("ab")
     except OSError as error:

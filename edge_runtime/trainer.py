@@ -27,10 +27,11 @@ from edge_runtime import (
     coding,
     config,
     data,
-    losses,
+    inference,
     models,
     narrow,
     peers,
+    personal,
     seed_set,
     setup,
     wire,
@@ -59,8 +60,6 @@ another gradient, and the point where that is taken.
 """
 _ROUNDING = 1
 """Added to a task's seed for what stochastic rounding draws."""
-_EVALUATION_BATCH = 32
-"""Small, so that an evaluation takes no more memory than a step of training."""
 
 
 @dataclass(frozen=True)
@@ -77,21 +76,22 @@ class Job:
     """How this device would have its updates coded, if the run's way is dearer."""
 
 
-def work(job: Job, task: Task, store: Store, workshop: Workshop | None = None) -> Outcome:
+def work(job: Job, task: Task, store: Store, workshop: Workshop | None = None, keep: bool = False) -> Outcome:
     """Do a task: decode, train or evaluate, measure, encode. Of `store` only what is in use is in memory.
 
-    `workshop` may have models and data at hand; without it they are loaded for this task.
+    `workshop` may have models and data at hand; without it they are loaded for this task. `keep`: give the personal
+    model too.
     """
     started_s, cpu_s = time.perf_counter(), time.process_time()
     try:
-        result = _work(job, task, store, workshop or Workshop())
+        result = _work(job, task, store, workshop or Workshop(), keep)
     except (ConfigError, DeviceError, DecodeError, OSError) as error:
         return Outcome(reason=str(error))
     times = {"wall-s": time.perf_counter() - started_s, "cpu-s": time.process_time() - cpu_s}
     return dataclasses.replace(result, metrics={**result.metrics, **times})
 
 
-def _work(job: Job, task: Task, store: Store, workshop: Workshop) -> Outcome:
+def _work(job: Job, task: Task, store: Store, workshop: Workshop, keep: bool) -> Outcome:
     run = setup.decode(store.read(task.setup.digest))
     split = workshop.split(job.data, Path(job.cache))
     parts = algorithm.load(run.algorithm)
@@ -115,19 +115,26 @@ def _work(job: Job, task: Task, store: Store, workshop: Workshop) -> Outcome:
     shared = client.shared(down) if shared is None else shared
     metrics = {"train-samples": float(len(split.y_train)), "test-samples": float(len(split.y_test))}
     if shared is not None:
-        metrics["accuracy-shared"] = _accuracy(Fitted(shared_model, shared), split)
-    metrics["accuracy-personal-before"] = _accuracy(before, split)
+        metrics["accuracy-shared"] = inference.accuracy(Fitted(shared_model, shared), split)
+    metrics["accuracy-personal-before"] = inference.accuracy(before, split)
     del before, shared  # their memory is for training
     up = client.round(down, batches)
-    metrics["accuracy-personal"] = _accuracy(client.personal(None), split)
-    if isinstance(client, Deploys) and (codes := client.deployed()):
-        metrics["deployed-bytes"] = float(len(codes.data))
+    after, codes = client.personal(None), client.deployed() if isinstance(client, Deploys) else None
+    metrics["accuracy-personal"] = inference.accuracy(after, split)
+    metrics |= {"deployed-bytes": float(len(codes.data))} if codes else {}
+    origin = inference.origin(run, task, job.device, split, metrics["accuracy-personal"])
+    collects = run.collect and task.phase == "evaluate"
+    own = personal.encode(origin, run.own or run.model, after, codes) if keep or collects else b""
+    del after
+    if keep:
+        served = inference.accuracy_served(store.served(), origin, split, job.compute, workshop)
+        metrics |= {} if served is None else {"accuracy-served": served}
     if task.phase == "evaluate":
-        return Outcome(metrics=metrics)
+        return Outcome(own if collects else b"", metrics=metrics, personal=own)
     uplink = _uplink(run, job, seed, algorithm.wire_columns(settings))
     sent, debt = wire.encode_up(up, shared_model.layout, run.private, uplink, support(None), account.debt)
     left = accounts.encode(Account(held, debt))
-    return Outcome(sent, codec.encode_state({**client.state(), **left}), metrics, faults=faults)
+    return Outcome(sent, codec.encode_state({**client.state(), **left}), metrics, faults=faults, personal=own)
 
 
 def _kept(data: bytes | None, model: Model, shared: Layout) -> tuple[Account, State | None]:
@@ -292,17 +299,6 @@ def _seed(seed: int, device: str, round_: int) -> list[int]:
     return [int.from_bytes(digest[i : i + 4], "little") for i in range(0, 16, 4)]
 
 
-def _accuracy(fitted: Fitted, split: data.Split) -> float:
-    model = fitted.model
-    params = model.layout.views(fitted.values)
-    right = 0
-    for start in range(0, len(split.y_test), _EVALUATION_BATCH):
-        part = slice(start, start + _EVALUATION_BATCH)
-        outputs, _ = model.oracle.vjp(params, split.x_test[part])
-        right += round(losses.accuracy(outputs, split.y_test[part]) * len(outputs))
-    return right / len(split.y_test)
-
-
 def serve(read_line: Callable[[], bytes], write: Callable[[bytes], object]) -> None:
     """Answer one request per line until the lines end.
 
@@ -314,8 +310,9 @@ def serve(read_line: Callable[[], bytes], write: Callable[[bytes], object]) -> N
         result = _serve_task(job, record["task"], Path(record["store"])) if record["task"] else check(job)
         metrics = {**result.metrics, "trainer-peak-rss-bytes": float(meter.peak_rss_bytes())}
         head: dict[str, Any] = {"metrics": metrics, "reason": result.reason, "faults": result.faults}
-        head |= {"payload": len(result.payload), "state": len(result.state)}
-        for part in (json.dumps(head).encode() + b"\n", result.payload, result.state):
+        parts = {"payload": result.payload, "state": result.state, "personal": result.personal}
+        head |= {name: len(part) for name, part in parts.items()}
+        for part in (json.dumps(head).encode() + b"\n", *parts.values()):
             write(part)
 
 
@@ -330,7 +327,7 @@ def check(job: Job) -> Outcome:
 
 def _serve_task(job: Job, record: dict[str, Any], folder: Path) -> Outcome:
     task = Task(**{**record, "setup": Blob(**record["setup"]), "down": Blob(**record["down"])})
-    return work(job, task, FileStore(folder, exclusive=False))
+    return work(job, task, FileStore(folder, exclusive=False), keep=True)
 
 
 def _job(record: dict[str, Any]) -> Job:

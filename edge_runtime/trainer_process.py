@@ -26,7 +26,7 @@ _MAX_HEAD_BYTES = 65_536
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a trainer process reported: bytes of the update, the state it leaves and figures; or why it failed."""
+    """What a trainer process reported: the update, the state that it leaves, figures, a model; or why it failed."""
 
     payload: bytes = b""
     state: bytes = b""
@@ -34,6 +34,8 @@ class Outcome:
     reason: str = ""
     faults: dict[str, str] = field(default_factory=dict)
     """Peers whose message made no sense, and why."""
+    personal: bytes = b""
+    """The personal model (`personal.py`), where it was asked for."""
 
 
 class ProcessTrainer:
@@ -105,12 +107,12 @@ def _ask(child: subprocess.Popen[bytes], request: dict[str, Any]) -> Outcome:
         child.stdin.write(json.dumps(request).encode() + b"\n")
         child.stdin.flush()
         head = json.loads(child.stdout.readline(_MAX_HEAD_BYTES))
-        payload, state = child.stdout.read(head["payload"]), child.stdout.read(head["state"])
+        payload, state, personal = (child.stdout.read(head[part]) for part in ("payload", "state", "personal"))
     except (OSError, ValueError):
         status = child.wait()
         how = f"signal {-status}" if status < 0 else f"exit status {status}"
         return Outcome(reason=f"the trainer process died ({how}); its last words are in the agent's log")
-    return Outcome(payload, state, head["metrics"], head["reason"], head["faults"])
+    return Outcome(payload, state, head["metrics"], head["reason"], head["faults"], personal)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

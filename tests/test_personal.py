@@ -11,8 +11,8 @@ from edge_runtime import bundle, models, personal
 from edge_runtime.algorithm import Fitted, Model, Quantised
 from edge_runtime.compression import codec, quantize
 from edge_runtime.errors import DecodeError
-from edge_runtime.mask import from_bits
-from edge_runtime.personal import Origin, Personal
+from edge_runtime.mask import Mask, from_bits
+from edge_runtime.personal import Origin
 from edge_runtime.setup import ModelCard
 
 SPEC = models.find("watch-cnn")
@@ -22,11 +22,18 @@ ORIGIN = Origin("a" * 32, 7, "gateway-7", "fedspa", ("walk", "run"), 0.875, 64, 
 VALUES = models.initial(SPEC, 3)
 
 
+def fitted(values: np.ndarray, mask: Mask | None = None) -> Fitted:
+    return Fitted(Model(LAYOUT, NoOracle()), values, mask)  # type: ignore[arg-type]
+
+
 class NoOracle:
     """Stands where a model is not evaluated."""
 
     def vjp(self, params: object, x: object) -> object:
         raise AssertionError
+
+
+WHOLE = personal.encode(ORIGIN, CARD, fitted(VALUES))
 
 
 def quantised(bits: int) -> Quantised:
@@ -39,20 +46,20 @@ def quantised(bits: int) -> Quantised:
 
 
 def sealed(text: bytes, bits: bytes = b"", values: bytes | np.ndarray = VALUES) -> bytes:
-    body = codec.encode([text, bits, values])
+    body = codec.encode([text, codec.encode([bits, values])])
     return hashlib.sha256(body).digest() + body
 
 
 def head(**changes: object) -> bytes:
-    data = personal.encode(Personal(ORIGIN, CARD, VALUES))
-    text, *_ = codec.decode(data[32:], LAYOUT.size)
+    text, _ = codec.decode(WHOLE[32:], 0)
     assert isinstance(text, bytes)
     return json.dumps(json.loads(text) | changes).encode()
 
 
 def test_all_parameters_come_back_bit_for_bit() -> None:
-    back = personal.decode(personal.encode(Personal(ORIGIN, CARD, VALUES)))
+    back = personal.decode(WHOLE)
     assert (back.origin, back.card) == (ORIGIN, CARD)
+    assert personal.origin(WHOLE) == ORIGIN
     assert back.values.tobytes() == VALUES.tobytes()
     assert back.active is None
     assert back.quantised is None
@@ -61,21 +68,19 @@ def test_all_parameters_come_back_bit_for_bit() -> None:
 def test_of_a_masked_model_only_what_is_active_is_written_and_the_rest_is_zero() -> None:
     bits = np.random.default_rng(0).random(LAYOUT.size) < 0.1
     mask = from_bits(LAYOUT, bits)
-    fitted = Fitted(Model(LAYOUT, NoOracle()), mask.pack(VALUES), mask)  # type: ignore[arg-type]
-    made = personal.of(ORIGIN, CARD, fitted, None)
-    data = personal.encode(made)
+    data = personal.encode(ORIGIN, CARD, fitted(mask.pack(VALUES), mask))
     back = personal.decode(data)
     assert back.active is not None
     assert (back.active == bits).all()
     assert back.values.tobytes() == np.where(bits, VALUES, np.float32(0)).tobytes()
-    assert len(data) < len(personal.encode(Personal(ORIGIN, CARD, VALUES))) / 3
+    assert len(data) < len(WHOLE) / 3
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_codes_come_back_as_codes_and_as_the_values_that_they_stand_for(bits: int) -> None:
     codes = quantised(bits)
     dense = personal.dense(codes, LAYOUT)
-    back = personal.decode(personal.encode(Personal(ORIGIN, CARD, dense, None, codes)))
+    back = personal.decode(personal.encode(ORIGIN, CARD, fitted(dense), codes))
     assert back.quantised == codes
     assert back.values.tobytes() == dense.tobytes()
     assert len(np.unique(dense[LAYOUT.slices[LAYOUT.names.index(codes.names[0])]])) <= 1 << bits
@@ -83,13 +88,13 @@ def test_codes_come_back_as_codes_and_as_the_values_that_they_stand_for(bits: in
 
 def test_a_model_that_is_not_built_in_has_its_graphs_with_it() -> None:
     card = dataclasses.replace(CARD, name="mine:net", bundle=bundle.pack(bundle.built_in("watch-cnn")))
-    back = personal.decode(personal.encode(Personal(ORIGIN, card, VALUES)))
+    back = personal.decode(personal.encode(ORIGIN, card, fitted(VALUES)))
     assert bundle.unpack(back.card.bundle).layout == LAYOUT
 
 
 @pytest.mark.parametrize("place", [0, 40, -1])
 def test_a_changed_byte_is_told(place: int) -> None:
-    data = bytearray(personal.encode(Personal(ORIGIN, CARD, VALUES)))
+    data = bytearray(WHOLE)
     data[place] ^= 1
     with pytest.raises(DecodeError, match="damaged"):
         personal.decode(bytes(data))
