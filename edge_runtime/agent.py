@@ -212,10 +212,8 @@ class Device:
         found, served = outcome.metrics["accuracy-personal"], outcome.metrics.get("accuracy-served")
         better = served is None or found >= served
         self.store.keep_personal(task.run, outcome.personal, better)
-        said = "serving it" if better else f"going on with the one before, {served:.1%}"
-        log.info(
-            "round %d: the personal model has %.1f %% on this device's own data: %s", task.round, 100 * found, said
-        )
+        said = "serving it" if better else "going on with the one that is served"
+        log.info("the personal model has %.1f %% on this device's own data: %s", 100 * found, said)
 
     def _finished_among(self, task: Task, outcome: Outcome) -> None:
         among = self.among

@@ -7,18 +7,23 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from edge_runtime import __version__, coding, config
 from edge_runtime.agent import Agent
-from edge_runtime.errors import ConfigError, EdgeError
+from edge_runtime.errors import ConfigError, DecodeError, EdgeError
+from edge_runtime.files import write_atomic
 from edge_runtime.link import Link
 from edge_runtime.message import check_name
 from edge_runtime.mqtt import Mqtt
-from edge_runtime.store import FileStore
+from edge_runtime.store import FileStore, served_path
 from edge_runtime.trainer_process import Job, ProcessTrainer
+
+if TYPE_CHECKING:
+    from edge_runtime.serving import Loaded
 
 _EXIT_CODES = (
     """exit codes: 0 stopped on request, 2 wrong flag, key or data, 3 no broker, 4 this device cannot, 5 run failed"""
@@ -26,6 +31,17 @@ _EXIT_CODES = (
 _START_EXAMPLES = """examples:
   edge-agent start --id gateway-7 -h broker.lan --data /var/lib/sensors
   edge-agent start --id left-wrist -h 127.0.0.1 -p 1883 --data watch --part 3 --labels-per-class 5
+
+"""
+_INFER_EXAMPLES = """examples:
+  edge-agent infer --id gateway-7 --in samples.npz
+  edge-agent infer --id gateway-7 --in samples.csv --out classes.csv
+  edge-agent infer --id gateway-7 --listen -h broker.lan
+  mosquitto_pub -h broker.lan -t edge/default/infer/gateway-7/in -m '{"x": [0.1, 0.2, ...]}'
+
+Samples are as those that the device was trained on: NPZ with x (and y, to count what is right), NPY, or CSV with
+a sample in each row. The model is the best that training has left on the device's own data; a better one takes over
+between two answers.
 
 """
 _MEASURE_EXAMPLES = """examples:
@@ -124,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
     _add_start(commands)
+    _add_infer(commands)
     _add_profile(commands)
     _add_measure(commands)
     return parser
@@ -226,6 +243,74 @@ def _start(options: argparse.Namespace) -> None:
         store.close()
 
 
+def _add_infer(commands: Any) -> None:
+    infer = commands.add_parser(
+        "infer",
+        help="answer with this device's personal model",
+        description="Name the classes of samples with this device's personal model.",
+        epilog=_INFER_EXAMPLES + _EXIT_CODES,
+    )
+    infer.set_defaults(command=_infer)
+    whose = infer.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--id", metavar="ID", help="name of this device")
+    whose.add_argument("--store", type=Path, metavar="DIR", help="or where it keeps its state, as its agent was told")
+    what = infer.add_mutually_exclusive_group(required=True)
+    what.add_argument("--in", dest="samples", type=Path, metavar="FILE", help="samples: .npz, .npy or .csv")
+    what.add_argument("--listen", action="store_true", help="answer requests on a topic until stopped")
+    infer.add_argument("--out", type=Path, metavar="FILE", help="write the classes as CSV, not to the screen")
+    infer.add_argument("--json", action="store_true", help="for scripts")
+    infer.add_argument("--topic-in", metavar="TOPIC", help="of requests (default edge/FLEET/infer/ID/in)")
+    infer.add_argument("--topic-out", metavar="TOPIC", help="of answers (default edge/FLEET/infer/ID/out)")
+    add_compute(infer)
+    add_link(infer)
+    add_common(infer)
+
+
+def _infer(options: argparse.Namespace) -> None:
+    from edge_runtime import serving
+    from edge_runtime.compute import Compute
+
+    folder = options.store or config.state_folder() / "devices" / check_name(options.id, "--id")
+    compute = config.build(Compute, compute_table(options), "compute")
+    model = serving.Served(served_path(folder), compute)
+    if not options.listen:
+        _print_classes(model.current(), options)
+        return
+    device = check_name(model.current().origin.device, str(folder))
+    base = f"edge/{check_name(options.fleet, '--fleet')}/infer/{device}"
+    asked, answered = options.topic_in or f"{base}/in", options.topic_out or f"{base}/out"
+    stop = until_signal()
+    transport = Mqtt(link(options, f"{device}_infer"))
+    sys.stderr.write(f"answering on {answered} what comes on {asked}; Ctrl-C stops it\n")
+    serving.listen(model, transport, asked, answered, stop)
+
+
+def _print_classes(model: "Loaded", options: argparse.Namespace) -> None:
+    from edge_runtime import serving
+
+    x, y = serving.read(options.samples)
+    try:
+        answers = model.answer(x)
+    except DecodeError as error:
+        raise ConfigError(f"{options.samples}: {error}") from error
+    right = None if y is None or len(y) != len(answers) else sum(a.index == b for a, b in zip(answers, y, strict=True))
+    if options.json:
+        record = {**asdict(model.origin), "classes": [answer.record() for answer in answers]}
+        record |= {} if right is None else {"right": int(right)}
+        sys.stdout.write(json.dumps(record) + "\n")
+        return
+    lines = [f"{answer.index},{answer.name},{answer.probability:.6f}\n" for answer in answers]
+    text = "".join(["class,name,probability\n", *lines])
+    if options.out:
+        write_atomic(options.out, text.encode())
+    else:
+        sys.stdout.write(text)
+    origin = model.origin
+    said = f"{len(answers)} samples" + ("" if right is None else f", {right} of them named rightly")
+    reached = f"{100 * origin.accuracy:.1f} % on this device's own data"
+    sys.stderr.write(f"{said}; model of {origin.algorithm} after round {origin.round}, {reached}\n")
+
+
 def until_signal() -> Callable[[], bool]:
     """Turn SIGTERM and SIGINT into an answer to "stop?"."""
     asked: list[int] = []
@@ -246,8 +331,6 @@ def _add_profile(commands: Any) -> None:
 
 
 def _profile(options: argparse.Namespace) -> None:
-    from dataclasses import asdict
-
     from edge_runtime.devices.profile import profile
 
     figures = asdict(profile())
@@ -282,8 +365,6 @@ def _add_measure(commands: Any) -> None:
 
 
 def _measure(options: argparse.Namespace) -> None:
-    from dataclasses import asdict
-
     from edge_runtime import measure_process
     from edge_runtime.compute import Compute
     from edge_runtime.devices.profile import profile

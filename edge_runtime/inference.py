@@ -46,7 +46,8 @@ def origin(run: Setup, task: Task, device: str, split: Split, reached: float) ->
     held_out = hashlib.sha256(split.x_test.tobytes())
     held_out.update(split.y_test.tobytes())
     about = (split.class_names, reached, len(split.y_test), held_out.hexdigest())
-    return Origin(task.run, task.round, device, run.algorithm, *about)
+    rounds = task.round + (task.phase != "evaluate")
+    return Origin(task.run, rounds, device, run.algorithm, *about)
 
 
 def accuracy_served(served: bytes, new: Origin, split: Split, compute: Compute, workshop: Workshop) -> float | None:

@@ -36,6 +36,7 @@ class Origin:
 
     run: str
     round: int
+    """How many rounds of the run it has been through."""
     device: str
     algorithm: str
     class_names: tuple[str, ...]

@@ -4,10 +4,13 @@ import dataclasses
 import hashlib
 import re
 
+import numpy as np
 import pytest
 
-from edge_runtime import config, models, narrow, setup, trainer, wire
+from edge_runtime import config, models, narrow, personal, setup, trainer, wire
+from edge_runtime.algorithm import Fitted
 from edge_runtime.algorithms import fedavg
+from edge_runtime.backends import load
 from edge_runtime.compression import submodel
 from edge_runtime.compute import Compute
 from edge_runtime.coordinator.run import RunConfig, prepare
@@ -23,15 +26,18 @@ DESCRIPTION = prepare(RunConfig("fedavg"), {"local-steps": 1, "batch-size": 4}).
 LAYOUT = models.find("watch-cnn").layout
 
 
-def work(description: setup.Setup, up: str = "") -> Outcome:
-    store = MemoryStore()
+def work(
+    description: setup.Setup, up: str = "", store: MemoryStore | None = None, phase: str = "train", keep: bool = False
+) -> Outcome:
+    store = store or MemoryStore()
     down = wire.encode(fedavg.Down(0, models.initial(models.find("watch-cnn"), 0)))
+    down = wire.encode_evaluation(down, None, LAYOUT) if phase == "evaluate" else down
     blobs = []
     for data in (setup.encode(description), down):
         blobs.append(Blob(hashlib.sha256(data).hexdigest(), len(data)))
         store.blobs[blobs[-1].digest] = data
     job = trainer.Job("device", DataConfig(labels_per_class=1), str(config.cache_folder()), Compute("numpy"), up=up)
-    return trainer.work(job, Task("run", 1, 0, "train", "", *blobs), store)
+    return trainer.work(job, Task("run", 1, 0, phase, "", *blobs), store, keep=keep)
 
 
 def with_layout(layout: Layout) -> setup.Setup:
@@ -100,3 +106,50 @@ def test_a_part_that_is_not_what_its_cut_says_is_refused() -> None:
     job = trainer.Job("device", DataConfig(), "nowhere")
     with pytest.raises(DecodeError, match="has other tensors than it says"):
         trainer._load(job, card, Workshop())
+
+
+def test_the_personal_model_is_what_training_has_left_and_says_how_good_it_is() -> None:
+    done = work(DESCRIPTION, keep=True)
+    left = personal.decode(done.personal)
+    assert (left.origin.run, left.origin.round, left.origin.device) == ("run", 1, "device")
+    assert left.origin.accuracy == done.metrics["accuracy-personal"]
+    assert left.origin.samples == done.metrics["test-samples"]
+    start = models.initial(models.find("watch-cnn"), 0)
+    moved = wire.decode(done.payload, fedavg.Up, LAYOUT).values
+    np.testing.assert_allclose(left.values, start - moved, atol=1e-6)
+    assert "accuracy-served" not in done.metrics
+    assert work(DESCRIPTION).personal == b""
+
+
+def served(data: str, names: tuple[str, ...], accuracy: float = 0.99) -> MemoryStore:
+    """A store that serves the initial model, said to be of an accuracy that it does not have."""
+    store, spec = MemoryStore(), models.find("watch-cnn")
+    origin = personal.Origin("before", 3, "device", "fedavg", names, accuracy, 75, data)
+    fitted = Fitted(load(Compute("numpy"), "watch-cnn"), models.initial(spec, 0))
+    store.keep_personal("before", personal.encode(origin, setup.ModelCard("watch-cnn", LAYOUT), fitted), serve=True)
+    return store
+
+
+def test_the_model_that_is_served_counts_as_measured_if_the_data_are_the_same_and_is_measured_anew_if_not() -> None:
+    own = personal.origin(work(DESCRIPTION, keep=True).personal)
+    same = work(DESCRIPTION, keep=True, store=served(own.data, own.class_names))
+    assert same.metrics["accuracy-served"] == 0.99
+    other = work(DESCRIPTION, keep=True, store=served("other", own.class_names))
+    assert other.metrics["accuracy-served"] == other.metrics["accuracy-personal-before"]
+
+
+def test_a_model_for_other_classes_or_a_damaged_one_is_no_rival() -> None:
+    own = personal.origin(work(DESCRIPTION, keep=True).personal)
+    done = work(DESCRIPTION, keep=True, store=served(own.data, ("other", "classes")))
+    assert "accuracy-served" not in done.metrics
+    store = MemoryStore()
+    store.keep_personal("run", b"damaged", serve=True)
+    assert "accuracy-served" not in work(DESCRIPTION, keep=True, store=store).metrics
+
+
+def test_an_evaluation_hands_the_personal_model_over_only_where_the_run_collects() -> None:
+    collecting = dataclasses.replace(DESCRIPTION, collect=True)
+    left = personal.decode(work(collecting, phase="evaluate").payload)
+    assert left.origin.round == 0
+    assert work(DESCRIPTION, phase="evaluate").payload == b""
+    assert work(collecting).payload == work(DESCRIPTION).payload
