@@ -20,6 +20,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -173,11 +174,11 @@ def read(path: Path) -> tuple[Samples, NDArray[np.int64] | None]:
         raise ConfigError(f"{path}: holds no samples ({error}); write NPZ with x, NPY, or CSV of numbers") from error
 
 
-def reply(request: bytes, model: Loaded) -> bytes:
+def reply(data: bytes, model: Loaded) -> bytes:
     """Answer a request, hostile bytes, in JSON."""
     named: dict[str, Any] = {}
     try:
-        x = _request(request, named)
+        x = request(data, named)
         said: dict[str, Any] = {"classes": [answer.record() for answer in model.answer(x)]}
         said |= {"run": model.origin.run, "round": model.origin.round}
     except DecodeError as error:
@@ -185,8 +186,12 @@ def reply(request: bytes, model: Loaded) -> bytes:
     return json.dumps({**named, **said}).encode()
 
 
-def _request(data: bytes, named: dict[str, Any]) -> Samples:
-    """Read the samples of a request; its id is put into `named`."""
+def request(data: bytes, named: dict[str, Any]) -> Samples:
+    """Read the samples of a request, hostile bytes; its id, if it has one, is put into `named`.
+
+    Raises:
+        DecodeError: it is none.
+    """
     if len(data) > _MAX_REQUEST_BYTES:
         raise DecodeError(f"a request of {len(data)} bytes, at most {_MAX_REQUEST_BYTES} are allowed")
     if data.startswith(_NPY):
@@ -214,7 +219,7 @@ def _npy(data: bytes) -> Samples:
         if fortran or kind.hasobject or math.prod(shape) * kind.itemsize != len(data) - file.tell():
             raise ValueError("an array in C order, of numbers, and nothing else")
         return np.frombuffer(data, kind, offset=file.tell()).reshape(shape)
-    except (ValueError, TypeError, OverflowError, EOFError) as error:
+    except (ValueError, TypeError, OverflowError, EOFError, SyntaxError, TokenError) as error:
         raise DecodeError(f"NPY: {error}") from error
 
 
@@ -236,10 +241,10 @@ def listen(served: Served, transport: Transport, asked: str, answered: str, stop
     try:
         while not stop():
             try:
-                request = waiting.get(timeout=0.2)
+                data = waiting.get(timeout=0.2)
             except queue.Empty:
                 continue
-            said = reply(request, served.current())
+            said = reply(data, served.current())
             try:
                 transport.send(answered, said)
             except ValueError as error:

@@ -9,16 +9,20 @@ is taken again where it is too long, so that a busy machine is not a fault.
 
 import argparse
 import base64
+import hashlib
+import io
 import json
 import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
-from edge_runtime import coding, grid, message, models, narrow, peers, seed_set, setup, wire
+from edge_runtime import coding, grid, message, models, narrow, peers, personal, seed_set, serving, setup, wire
+from edge_runtime.algorithm import Fitted, Model
 from edge_runtime.algorithms import fedavg, fedh2l, ffgg
 from edge_runtime.compression import (
     codec,
@@ -35,6 +39,7 @@ from edge_runtime.compression import (
     uniform,
 )
 from edge_runtime.errors import DecodeError
+from edge_runtime.mask import from_bits
 from edge_runtime.tree import Layout
 
 Decode = Callable[[bytes], object]
@@ -73,7 +78,7 @@ class Verdict:
 
 def targets() -> list[Target]:
     """List every decoder of bytes that come from outside."""
-    return [*_vectors(), *_messages()]
+    return [*_vectors(), *_served(), *_messages()]
 
 
 def _vectors() -> Iterator[Target]:
@@ -126,6 +131,31 @@ def _vectors() -> Iterator[Target]:
     structure = narrow.structure(models.find("watch-cnn"))
     cuts = tuple(submodel.encode(submodel.nested(structure, width)) for width in (0.25, 0.5, 1.0))
     yield Target("sub-model", lambda data: submodel.decode(data, structure), cuts, 1000)
+
+
+def _served() -> Iterator[Target]:
+    rng = np.random.default_rng(4)
+    values, sparse = rng.laplace(0, 0.1, _LAYOUT.size).astype(np.float32), rng.random(_LAYOUT.size) < 0.2
+    origin = personal.Origin("run", 1, "device", "fedspa", ("walk", "run"), 0.5, 10, "data")
+    card, held = setup.ModelCard("mine:net", _LAYOUT), from_bits(_LAYOUT, sparse)
+    fitted = [Fitted(Model(_LAYOUT, _Unused()), values), Fitted(Model(_LAYOUT, _Unused()), held.pack(values), held)]
+    left = tuple(personal.encode(origin, card, one)[32:] for one in fitted)
+
+    def decode(body: bytes) -> object:  # behind the checksum, which would refuse them all
+        return personal.decode(hashlib.sha256(body).digest() + body, _LAYOUT.size)
+
+    yield Target("personal model", decode, left)
+    array = io.BytesIO()
+    np.save(array, values[:600].reshape(1, 6, 100))
+    asked = (json.dumps({"x": [0.5, 1, -2e9], "id": 7}).encode(), b'{"x": [[1, 2], [3, 4]]}', array.getvalue())
+    yield Target("request", lambda data: serving.request(data, {}), asked)
+
+
+class _Unused:
+    """Stands where a model is not evaluated."""
+
+    def vjp(self, params: object, x: object) -> Any:
+        raise AssertionError
 
 
 def _messages() -> Iterator[Target]:
