@@ -2,9 +2,7 @@
 
 import argparse
 import copy
-import importlib.util
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +22,7 @@ from edge_runtime.cli import (
     run_command,
     until_signal,
 )
+from edge_runtime.coordinator import run_cli
 from edge_runtime.coordinator.bench_cli import add_bench
 from edge_runtime.errors import ConfigError
 
@@ -82,6 +81,7 @@ _SIMULATE_EXAMPLES = """examples:
 _EXPORT_EXAMPLES = """examples:
   edge-coordinator export --model my_models:net --input 3x32x32 --out bundles/net
   edge-coordinator export --model my_models:net --input 3x32x32 --width 0.5 --width 0.25 --out bundles/net
+  edge-coordinator export --model my_models:net --input 3x32x32 --width 0.5 --by taylor --data mine/ --out bundles/net
   edge-coordinator export --model my_models:text --input 64 --type int64 --private 'head.*' --out bundles/text
   edge-coordinator simulate --model bundles/net --data my_data/
 
@@ -112,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_broker(commands)
     _add_report(commands)
     _add_export(commands)
+    run_cli.add_run_commands(commands, _command)
     add_bench(commands, _command)
     return parser
 
@@ -289,40 +290,25 @@ def _add_export(commands: Any) -> None:
     export.add_argument(
         "--by",
         default="first",
-        choices=("first", "magnitude"),
-        help="which channels that part has: the first, or those of the largest magnitude",
+        choices=("first", "magnitude", "taylor"),
+        help="which channels that part has: the first, those of the largest magnitude, or those without which the loss "
+        "on the training samples of --data would change most",
     )
     export.add_argument("--seed", type=int, default=0, metavar="N", help="of the initial parameters (default 0)")
     export.add_argument("--json", action="store_true", help="for scripts")
+    add_data(export)
+    export.set_defaults(data=None)
 
 
 def _export(options: argparse.Namespace) -> None:
-    missing = [
-        name
-        for name in ("torch", "torch_pruning", "onnx", "onnxscript", "onnxruntime")
-        if not importlib.util.find_spec(name)
-    ]
-    if missing:
-        raise ConfigError(f"export needs {', '.join(missing)}; run: pip install 'edge-runtime[export]'")
-    command = [sys.executable, "-W", "ignore", "-m", "edge_runtime.export.bundle", options.model]
+    command = [options.model]
     for name in ("input", "type", "out", "memory", "seed", "by"):
         command += [f"--{name}", str(getattr(options, name))]
     command += [f"--width={width}" for width in options.width]
     for pattern in options.private:
         command += ["--private", pattern]
-    # A process of its own: torch's memory stays out of the coordinator.
-    command += ["--json"] if options.json else []
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        last = ""
-        for line in process.stderr or ():
-            if last and line.strip():
-                print(last, file=sys.stderr)
-            last = line.strip() or last
-    if process.returncode:
-        last = last or "no reason given"
-        raise ConfigError(last if process.returncode == ConfigError.exit_code else f"export failed: {last}")
-    if last:
-        print(last, file=sys.stderr)
+    command += run_cli.data_flags(options)
+    run_cli.start("bundle", command + (["--json"] if options.json else []))
 
 
 def _finish(done: tuple[dict[str, Any], Path], as_json: bool) -> None:

@@ -17,15 +17,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from edge_runtime import bundle, narrow
+from edge_runtime import bundle, cli, config, data, narrow
 from edge_runtime.backends import torch as torch_backend
 from edge_runtime.bundle import Bundle
 from edge_runtime.compression import submodel
 from edge_runtime.compression.submodel import Cut
+from edge_runtime.data import DataConfig, Split
 from edge_runtime.errors import ConfigError, EdgeError
 from edge_runtime.export import channels, check, graphs, packed
+from edge_runtime.export import importance as importances
 from edge_runtime.models import ModelSpec
 from edge_runtime.tree import Flat
 
@@ -97,23 +101,41 @@ def of(source: Source, memory: graphs.Knob = "recompute") -> Bundle:
     return Bundle(source.name, layout, *ends, *versions, content, None)
 
 
-def part(source: Source, width: float, by: str) -> tuple[Source, Cut]:
-    """Make the part of a module that has `width` of its channels: the `first`, or those of the largest `magnitude`.
+def importance(source: Source, by: str, split: Split | None) -> NDArray[np.floating] | None:
+    """Say how much every parameter of a module matters [size]; None: a part has the first channels.
+
+    Args:
+        source: the module.
+        by: `first`, `magnitude`, or `taylor` on training samples of a device.
+        split: those.
 
     Raises:
-        ConfigError: the module has no channels that can go, or begins at random.
+        ConfigError: the module begins at random, or does not take the samples.
     """
-    if by == "magnitude" and ":" not in source.name:
-        raise ConfigError(f"--by magnitude: {source.name} begins at random, so that none of its channels matters more")
+    if by != "first" and ":" not in source.name:
+        raise ConfigError(f"--by {by}: {source.name} begins at random, so that none of its channels matters more")
+    if (by == "taylor") != (split is not None):
+        raise ConfigError(
+            "--by taylor goes with --data, whose training samples say what matters, and nothing else does"
+        )
+    if split is not None:
+        return importances.taylor(source.module, torch_backend.layout(source.module), source.flat(), split)
+    return importances.magnitude(source.flat()) if by == "magnitude" else None
+
+
+def part(source: Source, width: float, scores: NDArray[np.floating] | None = None) -> tuple[Source, Cut]:
+    """Make the part of a module that has `width` of its channels: the first, or by `scores` of its parameters [size].
+
+    Raises:
+        ConfigError: the module has no channels that can go.
+    """
     found = channels.find(source.module, source.sample)
     for layer, reason in found.whole.items():
         print(f"{source.name}: {layer} stays whole: {reason}", file=sys.stderr)
     if not found.structure.groups:
         raise ConfigError(f"{source.name}: no channels of it can be taken away")
-    if by == "first":
-        cut = submodel.nested(found.structure, width)
-    else:
-        cut = submodel.chosen(found.structure, width, source.flat() ** 2)
+    kept = found.structure
+    cut = submodel.nested(kept, width) if scores is None else submodel.chosen(kept, width, scores)
     return dataclasses.replace(source, module=channels.narrow(source.module, cut)), cut
 
 
@@ -144,8 +166,8 @@ def write(made: Bundle, folder: Path, parts: Mapping[float, tuple[Bundle, Cut]] 
 
 def _write_files(folder: Path, content: Mapping[str, bytes]) -> None:
     folder.mkdir(parents=True)
-    for name, data in content.items():
-        (folder / name).write_bytes(data)
+    for name, written in content.items():
+        (folder / name).write_bytes(written)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -158,11 +180,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory", default="recompute")
     parser.add_argument("--private", action="append", default=[])
     parser.add_argument("--width", type=float, action="append", default=[])
-    parser.add_argument("--by", choices=("first", "magnitude"), default="first")
+    parser.add_argument("--by", choices=("first", "magnitude", "taylor"), default="first")
     parser.add_argument("--cut", type=bytes.fromhex, default=b"")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", action="store_true")
+    cli.add_data(parser)
+    parser.set_defaults(data=None)
     return parser
 
 
@@ -192,6 +216,12 @@ def _knob(text: str) -> graphs.Knob:
     return fraction
 
 
+def _split(options: argparse.Namespace) -> Split | None:
+    if options.data is None:
+        return None
+    return data.load(config.build(DataConfig, cli.data_table(options), "data"), config.cache_folder())
+
+
 def _run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     memory = _knob(options.memory)
@@ -205,10 +235,11 @@ def _run(options: argparse.Namespace) -> None:
         source = built_in(narrow.find(options.model, options.cut))
         made = of(source, memory)
     found = check.parity(source.module, made)
+    scores = importance(source, options.by, _split(options)) if options.width else None
     parts = {}
     for width in options.width:
         print(f"{source.name}: a part with {width:g} of the channels ...", file=sys.stderr)
-        smaller, cut = part(source, width, options.by)
+        smaller, cut = part(source, width, scores)
         parts[width] = of(smaller, memory), cut
         check.parity(smaller.module, parts[width][0])
     write(made, options.out, parts)

@@ -211,6 +211,9 @@ main(sys.argv[1:])
     assert json.loads(done.stdout)["summary"]["accuracy_personal"]["mean"] > 0.3
 
 
+OWN = ["--model", "own_net:net", "--input", "2"]
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -219,6 +222,10 @@ main(sys.argv[1:])
         (["--model", "lenett", "--out", "OUT"], "did you mean 'lenet'"),
         (["--model", "linear", "--memory", "60kb", "--out", "OUT"], "--memory '60kb'"),
         (["--model", "linear", "--out", "."], "not a bundle"),
+        (["--model", "linear", "--width", "0.5", "--by", "magnitude", "--out", "OUT"], "linear begins at random"),
+        ([*OWN, "--width", "0.5", "--by", "taylor", "--out", "OUT"], "--by taylor goes with --data"),
+        ([*OWN, "--width", "0.5", "--data", "watch", "--out", "OUT"], "--by taylor goes with --data"),
+        ([*OWN, "--width", "0.5", "--by", "taylor", "--data", "watch", "--out", "OUT"], "does not take samples"),
     ],
 )
 def test_a_wrong_flag_of_export_is_one_line(flags: list[str], words: str, tmp_path: Path) -> None:

@@ -1,0 +1,134 @@
+"""`edge-coordinator run`: what is done with a run that is there."""
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edge_runtime.cli import Parser, add_data, data_table
+from edge_runtime.coordinator.bench_cli import Command
+from edge_runtime.errors import ConfigError, DeviceError
+from edge_runtime.store import personal_path
+
+_EXPORT_EXAMPLES = """examples:
+  edge-coordinator run export --device person-01-left
+  edge-coordinator run export runs/first --device gateway-7 --format int8 --out gateway-7.onnx
+  edge-coordinator run export --device person-01-left --data watch --part 0 --json
+  edge-coordinator run export --personal gateway-7.bin --out gateway-7.onnx
+
+A device's personal model is where the run collected it (run.collect), in the device's store if that is on this machine
+(as in the demo), or in a file that you copied from there (STORE/personal/). docs/export.md has the formats.
+
+"""
+_VERIFY_EXAMPLES = """examples:
+  edge-coordinator run verify gateway-7.onnx
+  edge-coordinator run verify gateway-7.onnx --trust public.pem
+
+"""
+_NEEDED = {
+    "bundle": ("torch", "torch_pruning", "onnx", "onnxscript", "onnxruntime"),
+    "compressed": ("onnx", "onnxruntime", "cryptography"),
+    "manifest": ("cryptography",),
+}
+"""What the programs of `export/` need beside what a coordinator has."""
+
+
+def add_run_commands(commands: Any, command: Command) -> None:
+    """Add `run` and its commands, each made by `command`."""
+    summary = "Export what a run has left, and verify what was exported"
+    run = commands.add_parser("run", help=summary, description=f"{summary}.")
+    kinds = run.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
+    summary = "Make a device's personal model a file for its inference engine"
+    export = command(kinds, "export", summary, _EXPORT_EXAMPLES, _export)
+    export.add_argument("run", type=Path, nargs="?", default=Path("runs/latest"), help="default runs/latest")
+    export.add_argument("--device", metavar="ID", help="whose model")
+    export.add_argument("--personal", type=Path, metavar="FILE", help="the model itself, instead of run and device")
+    export.add_argument("--format", default="auto", help="auto, float32, sparse, codes or int8 (default auto)")
+    export.add_argument(
+        "--out", type=Path, metavar="FILE", help="default DEVICE.onnx; a signed DEVICE.json lies beside"
+    )
+    export.add_argument(
+        "--calibrate", type=int, default=0, metavar="N", help="int8: of N training samples, activations too"
+    )
+    export.add_argument("--json", action="store_true", help="for scripts")
+    add_data(export)
+    export.set_defaults(data=None)
+    verify = command(kinds, "verify", "Check an exported file against its signed manifest", _VERIFY_EXAMPLES, _verify)
+    verify.add_argument("file", type=Path, help="the ONNX file")
+    verify.add_argument(
+        "--trust", type=Path, metavar="FILE", help="public key of who made it (default: this machine's)"
+    )
+    verify.add_argument("--json", action="store_true", help="for scripts")
+
+
+def _export(options: argparse.Namespace) -> None:
+    path = options.personal or find(options.run, options.device)
+    out = options.out or Path(f"{options.device or path.stem}.onnx")
+    command = [str(path), "--format", options.format, "--out", str(out), "--calibrate", str(options.calibrate)]
+    start("compressed", [*command, *data_flags(options), *(["--json"] if options.json else [])])
+
+
+def data_flags(options: argparse.Namespace) -> list[str]:
+    """Give the flags of data that were given, for a program of ours; none without `--data`."""
+    table = data_table(options) if options.data is not None else {}
+    flags = {key: {"name": "data", "seed": "data-seed"}.get(key, key) for key in table}
+    return [part for key, value in table.items() for part in (f"--{flags[key]}", str(value))]
+
+
+def _verify(options: argparse.Namespace) -> None:
+    trust = ["--trust", str(options.trust)] if options.trust else []
+    start("manifest", [str(options.file), *trust, *(["--json"] if options.json else [])])
+
+
+def find(folder: Path, device: str | None) -> Path:
+    """Find the personal model of a device in a run's folder.
+
+    Raises:
+        ConfigError: no run there, or nothing of that device.
+    """
+    try:
+        report = json.loads((folder / "report.json").read_text())
+        run, algorithm, devices = report["run"], report["algorithm"], [row["id"] for row in report["devices"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder}: no finished run there ({error}); run `edge-coordinator demo` first") from error
+    if device not in devices:
+        some = ", ".join(devices[:5]) + (", ..." if len(devices) > 5 else "")
+        raise ConfigError(
+            f"--device {device!r} is not in this run; it has {some}" if device else f"--device: one of {some}"
+        )
+    places = folder / algorithm / "personal" / f"{device}.bin", personal_path(folder / "devices" / str(device), run)
+    for path in places:
+        if path.exists():
+            return path
+    raise ConfigError(
+        f"{folder}: holds no personal model of {device}: let a run collect them (--set run.collect=true), or copy "
+        f"personal/{personal_path(Path(), run).name} from the device's store, and name it with --personal"
+    )
+
+
+def start(module: str, arguments: Sequence[str]) -> None:
+    """Run a program of `export/` in a process of its own, so that its frameworks stay out of this one.
+
+    Raises:
+        ConfigError, DeviceError: as it says in the last line that it writes to stderr; the others go on to ours.
+    """
+    missing = [name for name in _NEEDED[module] if not importlib.util.find_spec(name)]
+    if missing:
+        raise ConfigError(f"export needs {', '.join(missing)}; run: pip install 'edge-runtime[export]'")
+    command = [sys.executable, "-W", "ignore", "-m", f"edge_runtime.export.{module}", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        last = ""
+        for line in process.stderr or ():
+            if last and line.strip():
+                print(last, file=sys.stderr)
+            last = line.strip() or last
+    if process.returncode:
+        last = last or "no reason given"
+        kind = {error.exit_code: error for error in (ConfigError, DeviceError)}.get(process.returncode)
+        raise kind(last) if kind else ConfigError(f"export failed: {last}")
+    if last:
+        print(last, file=sys.stderr)
