@@ -29,6 +29,7 @@ _VERIFY_EXAMPLES = """examples:
   edge-coordinator run verify gateway-7.onnx --trust public.pem
 
 """
+_FORMS = ("auto", "float32", "sparse", "codes", "int8")
 _NEEDED = {
     "bundle": ("torch", "torch_pruning", "onnx", "onnxscript", "onnxruntime"),
     "compressed": ("onnx", "onnxruntime", "cryptography"),
@@ -47,7 +48,7 @@ def add_run_commands(commands: Any, command: Command) -> None:
     export.add_argument("run", type=Path, nargs="?", default=Path("runs/latest"), help="default runs/latest")
     export.add_argument("--device", metavar="ID", help="whose model")
     export.add_argument("--personal", type=Path, metavar="FILE", help="the model itself, instead of run and device")
-    export.add_argument("--format", default="auto", help="auto, float32, sparse, codes or int8 (default auto)")
+    export.add_argument("--format", default="auto", choices=_FORMS, help="default: what the model's compression is")
     export.add_argument(
         "--out", type=Path, metavar="FILE", help="default DEVICE.onnx; a signed DEVICE.json lies beside"
     )

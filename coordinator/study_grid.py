@@ -279,11 +279,11 @@ SCENARIOS = (
     ),
     Scenario(
         "widths",
-        "fashion-mnist on 20 devices with 300 samples each, dealt at random: a third of the devices has the whole "
+        "fashion-mnist on 20 devices with 60 samples each, dealt at random: a third of the devices has the whole "
         "model, a third half of its channels, a third a quarter; all are tested on the same 300 samples",
-        DataConfig("fashion-mnist", parts=20, partition="rotations", domains=1, degrees=0.0, samples=300),
+        DataConfig("fashion-mnist", parts=20, partition="rotations", domains=1, degrees=0.0, samples=60),
         "cnn",
-        {"rounds": 20},
+        {"rounds": 30},
         {"lr": 0.05, "lr-decay": 1.0, "local-steps": 10, "batch-size": 32},
         (*_widths("fedavg", {}), *_widths("fedspa", {"density": 0.5})),
         slow=True,
