@@ -8,10 +8,9 @@ can be: beside packed codes, names and attributes that say the default would be 
 import itertools
 import string
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import onnx
 from google.protobuf.message import DecodeError as ProtobufError
 from numpy.typing import NDArray
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper
@@ -40,6 +39,7 @@ class Graph:
         self.nodes: list[NodeProto] = []
         self._in_front: list[NodeProto] = []
         self._known: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._count = itertools.count()
 
     def constant(self, value: Array) -> str:
         """Give the name of a constant; the same value has it once."""
@@ -50,7 +50,7 @@ class Graph:
 
     def put_in_front(self, operator: str, inputs: Sequence[str], output: str = "", **attributes: Any) -> str:
         """Add a node before the model's, after those put there; gives the name of its output."""
-        (name,) = self.split_in_front(operator, inputs, [output or f"value {len(self._in_front)}"], **attributes)
+        (name,) = self.split_in_front(operator, inputs, [output or f"value {next(self._count)}"], **attributes)
         return name
 
     def split_in_front(
@@ -66,7 +66,8 @@ class Graph:
         for node in [*self._in_front, *self.nodes]:
             if node.op_type in _FOLDED and all(name in self.constants for name in node.input):
                 given = {name: self.constants[name] for name in node.input}
-                self.constants[node.output[0]] = np.ascontiguousarray(ReferenceEvaluator(node).run(None, given)[0])
+                (folded,) = cast(list[Array], ReferenceEvaluator(node).run(None, given))
+                self.constants[node.output[0]] = np.array(folded, order="C")
             else:
                 left.append(node)
         self._in_front, self.nodes = [], left
@@ -146,8 +147,8 @@ def write(graph: Graph) -> bytes:
 
 def _short_names(graph: Graph) -> dict[str, str]:
     """Give every value a name of as few letters as can be; the ends keep theirs, and so does what is left out."""
-    letters = string.ascii_letters + string.digits
-    every = ("".join(chosen) for size in itertools.count(1) for chosen in itertools.product(letters, repeat=size))
+    words = (itertools.product(string.ascii_letters, repeat=size) for size in itertools.count(1))
+    every = map("".join, itertools.chain.from_iterable(words))
     free = (name for name in every if name not in (INPUT, OUTPUT))
     names = {INPUT: INPUT, OUTPUT: OUTPUT, "": ""}
     for name in itertools.chain(graph.constants, *(node.output for node in graph.nodes)):

@@ -4,8 +4,8 @@
     sparse   a bit for each parameter, and the values of those that are active
     codes    b bits for each parameter that is quantised, and each layer's centres
 
-Bits are planes of bytes: the first bit of every parameter, then the second ..., the lowest bit of a byte first. Those of
-all tensors stand end to end, are unpacked at once, and then split:
+Bits are planes of bytes: the first bit of every parameter, then the second ..., the lowest bit of a byte first. Those
+of all tensors stand end to end, are unpacked at once, and then split:
 
     bits    = (planes [b, bytes, 1] >> [0 1 ... 7]) & 1         [b, bytes, 8], then [b, 8 bytes]
     numbers = [1 2 4 ...] bits                                  [1, 8 bytes]: each parameter's, and a few zeros
@@ -81,9 +81,7 @@ def _numbers(graph: Graph, numbers: NDArray[np.uint8], bits: int) -> str:
     """Hold numbers [n] below 2^bits as bits; gives the value that they are unpacked to, [1, n and up to 7 more]."""
     planes = numbers >> np.arange(bits, dtype=np.uint8)[:, None] & 1
     packed = graph.constant(np.packbits(planes, axis=1, bitorder="little")[:, :, None])
-    moved = graph.put_in_front(
-        "BitShift", [packed, graph.constant(np.arange(8, dtype=np.uint8))], direction="RIGHT"
-    )
+    moved = graph.put_in_front("BitShift", [packed, graph.constant(np.arange(8, dtype=np.uint8))], direction="RIGHT")
     each = graph.put_in_front("BitwiseAnd", [moved, graph.constant(np.array(1, np.uint8))])
     rows = graph.put_in_front("Reshape", [each, graph.constant(np.array([bits, -1]))])
     weights = (1 << np.arange(bits)).astype(np.uint8)[None]
