@@ -3,8 +3,8 @@
     python -m edge_runtime.export.compressed PERSONAL.bin --format codes --out FILE.onnx
 
 PERSONAL.bin is `edge_runtime/personal.py`'s. Beside FILE.onnx comes its signed manifest, FILE.json (`manifest.py`).
-Before anything is written, a fresh process that has only numpy and stock onnxruntime runs the file (`try_out.py`), and what it
-says is compared with the model as it was trained. `edge-coordinator run export` starts this in a process of its own.
+Before anything is written, a fresh process that has only numpy and stock onnxruntime runs the file (`try_out.py`), and
+what it says is compared with the model as it was trained. `edge-coordinator run export` starts this.
 """
 
 import argparse
@@ -48,6 +48,7 @@ class Report:
     """How many times smaller than float32's."""
     parity: float
     """Largest difference from the trained model's outputs, relative to the largest of them."""
+    parity_on: str
     accuracy: float | None
     """On the samples given; None: none were."""
     accuracy_before: float | None
@@ -143,17 +144,20 @@ def judge(model: Personal, graphs: Bundle, form: str, samples: Samples | None) -
     """
     calibration = samples.calibration if form == "int8" and samples and len(samples.calibration) else None
     made, plain = build(model, graphs, form, calibration), build(model, graphs, "float32")
-    x = trial.random_inputs(graphs, _RANDOM_INPUTS)
-    x = np.concatenate([x, samples.x]) if samples else x
+    x = trial.random_inputs(graphs, _RANDOM_INPUTS if calibration is None else 0)  # they lie beyond its ranges
+    on = ["random inputs"] if len(x) else []
+    if samples is not None:
+        x, on = np.concatenate([x, samples.x]), [*on, f"{len(samples.y)} samples"]
     trained, tried = trial.trained(model, graphs, x), trial.run((made, plain), x)
-    counts = slice(_RANDOM_INPUTS if calibration is not None else 0, None)  # random inputs lie beyond its ranges
-    parity = trial.difference(tried.outputs[0][counts], trained[counts])
+    parity = trial.difference(tried.outputs[0], trained)
     if not parity <= TOLERANCE and form != "int8":
         raise ConfigError(
             f"model {model.card.name!r} as {form}: differs by {parity:.1e} of its largest output from the model as it "
             f"was trained, more than {TOLERANCE:.0e}; nothing is written: please report this model"
         )
-    found = [losses.accuracy(one[_RANDOM_INPUTS:], samples.y) if samples else None for one in (*tried.outputs, trained)]
+    found = [
+        losses.accuracy(one[-len(samples.y) :], samples.y) if samples else None for one in (*tried.outputs, trained)
+    ]
     return made, Report(
         format=form,
         how=_how(model, form, 0 if calibration is None else len(calibration)),
@@ -161,6 +165,7 @@ def judge(model: Personal, graphs: Bundle, form: str, samples: Samples | None) -
         float32_bytes=len(plain),
         ratio=len(plain) / len(made),
         parity=parity,
+        parity_on=" and ".join(on),
         accuracy=found[0],
         accuracy_before=found[-1],
         samples=len(samples.y) if samples else 0,
@@ -245,11 +250,10 @@ def _run_program(options: argparse.Namespace) -> None:
 
 
 def _text(model: Personal, report: Report, out: Path) -> str:
-    judged = f" and {report.samples} samples" if report.samples else ""
     lines = [
         f"{model.card.name} as {report.format} ({report.how}): {out}, signed in {manifest.manifest_path(out).name}",
         f"{report.bytes:,} bytes, 1/{report.ratio:.2f} of the {report.float32_bytes:,} of float32",
-        f"outputs within {report.parity:.1e} of the model as it was trained, on random inputs{judged}",
+        f"outputs within {report.parity:.1e} of the model as it was trained, on {report.parity_on}",
         f"a sample takes {report.latency_ms:.2f} ms (float32 {report.latency_float32_ms:.2f})",
         f"loading takes {report.load_ms:.0f} ms (float32 {report.load_float32_ms:.0f})",
     ]

@@ -37,7 +37,7 @@ class Graph:
         self.bundle = bundle
         self.constants: dict[str, Array] = {}
         self.nodes: list[NodeProto] = []
-        self._in_front: list[NodeProto] = []
+        self.in_front: list[NodeProto] = []
         self._known: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._count = itertools.count()
 
@@ -57,20 +57,20 @@ class Graph:
         self, operator: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any
     ) -> Sequence[str]:
         """Add a node of several outputs; see `put_in_front`."""
-        self._in_front.append(helper.make_node(operator, inputs, outputs, **attributes))
+        self.in_front.append(helper.make_node(operator, inputs, outputs, **attributes))
         return outputs
 
     def fold(self) -> None:
         """Compute what depends on constants alone, and drop what nothing uses."""
         left = []
-        for node in [*self._in_front, *self.nodes]:
+        for node in [*self.in_front, *self.nodes]:
             if node.op_type in _FOLDED and all(name in self.constants for name in node.input):
                 given = {name: self.constants[name] for name in node.input}
                 (folded,) = cast(list[Array], ReferenceEvaluator(node).run(None, given))
                 self.constants[node.output[0]] = np.array(folded, order="C")
             else:
                 left.append(node)
-        self._in_front, self.nodes = [], left
+        self.in_front, self.nodes = [], left
         used = {name for node in left for name in node.input}
         self.constants = {name: value for name, value in self.constants.items() if name in used}
 

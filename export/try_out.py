@@ -2,9 +2,9 @@
 
     python -P try_out.py FOLDER FILE.onnx ...
 
-Answers with a line of JSON, for each file: how long it took to load, the median of single samples (the files take
-turns, so that a busy machine is to the loss of all), and the version of onnxruntime. The outputs for the inputs in
-FOLDER/x.npy are written to FOLDER/0.npy for the first file, and so on.
+Answers with a line of JSON, for each file: how long it took to load, and the median of single samples (the files take
+turns, there and back, so that a busy machine is to the loss of all); and the version of onnxruntime. The outputs for
+the inputs in FOLDER/x.npy are written to FOLDER/0.npy for the first file, and so on.
 """
 
 import json
@@ -54,7 +54,8 @@ def main(folder: Path, files: list[Path]) -> None:
     taken: list[list[float]] = []
     started_s = time.perf_counter()
     while len(taken) < _WARM_UP + 1 or (len(taken) < _ROUNDS and time.perf_counter() - started_s < _MOST_S):
-        taken.append([seconds(session, x[:1]) for session in sessions])
+        way = -1 if len(taken) % 2 else 1
+        taken.append([seconds(session, x[:1]) for session in sessions[::way]][::way])
     record = {
         "load_ms": [1e3 * min(times) for times in zip(*([s for _, s in row] for row in loaded), strict=True)],
         "latency_ms": [1e3 * statistics.median(times) for times in zip(*taken[_WARM_UP:], strict=True)],
