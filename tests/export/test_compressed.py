@@ -16,12 +16,14 @@ pytest.importorskip("cryptography")
 
 from onnx import ModelProto, StringStringEntryProto, TensorProto, checker, helper
 
-from edge_runtime import bundle, models, personal
-from edge_runtime.algorithm import Quantised
+from edge_runtime import backends, bundle, models, personal
+from edge_runtime.algorithm import Fitted, Quantised
 from edge_runtime.bundle import FORWARD, Bundle
 from edge_runtime.compression import quantize
+from edge_runtime.compute import Compute
 from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.export import compressed, inference, int8, manifest, storage, trial, try_out
+from edge_runtime.mask import from_bits
 from edge_runtime.personal import Origin, Personal
 from edge_runtime.setup import ModelCard
 from edge_runtime.tree import Layout
@@ -334,8 +336,15 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def encoded(model: Personal) -> bytes:
+    layout = model.card.layout
+    mask = from_bits(layout, np.ones(layout.size, np.bool_) if model.active is None else model.active)
+    fitted = Fitted(backends.load(Compute(backend="onnx"), model.card.name), mask.pack(model.values), mask)
+    return personal.encode(model.origin, model.card, fitted, model.quantised)
+
+
 def write(folder: Path, model: Personal) -> str:
-    (folder / "personal.bin").write_bytes(personal.encode(model))
+    (folder / "personal.bin").write_bytes(encoded(model))
     return str(folder / "personal.bin")
 
 
@@ -408,7 +417,7 @@ def test_data_of_another_kind_is_refused(state: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_damaged_or_missing_personal_model_is_refused(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = bytearray(personal.encode(dense("watch-cnn")))
+    content = bytearray(encoded(dense("watch-cnn")))
     content[50] ^= 1
     (state / "damaged.bin").write_bytes(content)
     nowhere = dataclasses.replace(dense("watch-cnn"), origin=dataclasses.replace(ORIGIN, accuracy=2.0))
