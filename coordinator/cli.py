@@ -149,7 +149,8 @@ def _tables(
         if getattr(options, name) is not None:
             tables["run"][name] = getattr(options, name)
     usual = _USUAL.get(tables["run"].get("algorithm", ""), {}) if defaults is _DEFAULTS else {}
-    if tables["variant"]:  # of a file that says which device has what
+    watches = tables["data"].get("name", getattr(options, "data", "")) == "watch"
+    if tables["variant"] or not watches:  # a file says which device has what, or these are other devices
         usual = {name: table for name, table in usual.items() if name != "variant"}
     merged = {name: {**(defaults or {}).get(name, {}), **usual.get(name, {}), **tables[name]} for name in _TABLES}
     # The baseline is FedAvg as it is best on these data, not with what is usual for another algorithm.

@@ -12,7 +12,7 @@ from typing import Any
 from edge_runtime.cli import Parser, add_data, data_table
 from edge_runtime.coordinator.bench_cli import Command
 from edge_runtime.errors import ConfigError, DeviceError
-from edge_runtime.store import personal_path
+from edge_runtime.places import personal_path
 
 _EXPORT_EXAMPLES = """examples:
   edge-coordinator run export --device person-01-left

@@ -19,7 +19,8 @@ from edge_runtime.files import write_atomic
 from edge_runtime.link import Link
 from edge_runtime.message import check_name
 from edge_runtime.mqtt import Mqtt
-from edge_runtime.store import FileStore, served_path
+from edge_runtime.places import served_path
+from edge_runtime.store import FileStore
 from edge_runtime.trainer_process import Job, ProcessTrainer
 
 if TYPE_CHECKING:

@@ -24,6 +24,7 @@ from edge_runtime import spool
 from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.files import write_atomic
 from edge_runtime.message import Blob, Chunk, Offer, Task
+from edge_runtime.places import personal_path, served_path
 from edge_runtime.protocol import Memory, Talk
 
 log = logging.getLogger(__name__)
@@ -229,16 +230,6 @@ class FileStore:
         """Read the personal model that is served."""
         path = served_path(self.folder)
         return path.read_bytes() if path.exists() else b""
-
-
-def served_path(folder: Path) -> Path:
-    """Say where in a store the personal model lies that is served."""
-    return folder / "personal" / "served"
-
-
-def personal_path(folder: Path, run: str) -> Path:
-    """Say where in a store the newest personal model of a run lies."""
-    return folder / "personal" / f"{hashlib.sha256(run.encode()).hexdigest()[:32]}.bin"
 
 
 class MemoryStore:

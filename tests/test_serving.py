@@ -27,8 +27,9 @@ from edge_runtime.link import Link
 from edge_runtime.message import Hello, Task
 from edge_runtime.mqtt import Mqtt
 from edge_runtime.personal import Origin
+from edge_runtime.places import personal_path, served_path
 from edge_runtime.setup import ModelCard
-from edge_runtime.store import FileStore, personal_path, served_path
+from edge_runtime.store import FileStore
 from edge_runtime.trainer_process import Outcome
 
 SPEC = models.find("watch-cnn")
