@@ -16,7 +16,7 @@ from rich.table import Table
 
 from edge_runtime import __version__, measure_process, models
 from edge_runtime.compute import Compute
-from edge_runtime.coordinator import units
+from edge_runtime.coordinator import bench_costs, units
 from edge_runtime.devices.profile import profile
 from edge_runtime.measure_process import Measurement, Plan
 
@@ -97,7 +97,7 @@ def memory(groups: Sequence[Group], environment: Mapping[str, str]) -> Record:
     every = [_measure(plan, environment, "memory") for group in groups for plan in group]
     dense = {_key(one): one.over_baseline_bytes for one in every if one.density == 1}
     rows = []
-    for one in every:
+    for one, expected in zip(every, bench_costs.estimates(every), strict=True):
         names = ("baseline_rss_bytes", "peak_rss_bytes", "over_baseline_bytes", "floor_bytes", "peak_was_reset")
         whole = dense.get(_key(one))
         rows.append(
@@ -107,6 +107,8 @@ def memory(groups: Sequence[Group], environment: Mapping[str, str]) -> Record:
                 "ratio_to_floor": one.over_baseline_bytes / one.floor_bytes,
                 "ratio_to_dense": one.over_baseline_bytes / whole if whole else None,
                 "with_agent_bytes": one.peak_rss_bytes + idle_bytes,
+                "step_ms_median": one.step_ms_median,
+                **expected,
             }
         )
     return {**_record("memory", rows, every), "agent_idle_rss_bytes": idle_bytes}

@@ -31,7 +31,17 @@ _MEMORY_EXAMPLES = """examples:
   edge-coordinator bench memory --model bundles/net --backend onnx --json
 
 baseline: with the backend imported; peak: the most that the process ever had; over: the peak of training over the
-baseline; floor: parameters, gradients and momentum of what is active, which training cannot do without.
+baseline; floor: parameters, gradients and momentum of what is active, which training cannot do without. Where a model's
+costs are known (`bench costs`), a second table says how far off estimates are.
+
+"""
+_COSTS_EXAMPLES = """examples:
+  edge-coordinator bench costs --model bundles/net --model bundles/net/parts/0.5
+  edge-coordinator bench costs --model cnn --backend onnx --backend torch
+
+Measures each model at a few batch sizes and densities, and writes costs.json into its bundle's folder. Estimates of
+memory and time for any other batch size and density are made of it (docs/budgets.md). A minute or two for each model and
+backend.
 
 """
 _ALGORITHMS_EXAMPLES = """examples:
@@ -65,6 +75,7 @@ def add_bench(commands: Any, command: Command) -> None:
     step = command(kinds, "step", "Time steps of training", _STEP_EXAMPLES, _step)
     step.add_argument("--repeats", type=int, default=3, metavar="N", help="turns of each backend (default 3)")
     memory = command(kinds, "memory", "Weigh processes that train", _MEMORY_EXAMPLES, _memory)
+    _add_costs(kinds, command)
     _add_algorithms(kinds, command)
     _add_wire(kinds, command)
     for parser in (step, memory):
@@ -81,6 +92,30 @@ def add_bench(commands: Any, command: Command) -> None:
             "--no-arena", action="store_true", help="let onnx give memory back after every operator: slower"
         )
         parser.add_argument("--json", action="store_true", help="for scripts")
+
+
+def _add_costs(kinds: Any, command: Command) -> None:
+    summary = "Measure what models cost, for estimates"
+    parser = command(kinds, "costs", summary, _COSTS_EXAMPLES, _costs)
+    parser.add_argument(
+        "--model", action="append", metavar="NAME|DIR", help="built-in name or bundle's folder (default all built-in)"
+    )
+    parser.add_argument("--backend", action="append", metavar="NAME", help="onnx, torch or numpy (default onnx)")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="measurements of each point (default 3)")
+    parser.add_argument("--json", action="store_true", help="print what was found")
+
+
+def _costs(options: argparse.Namespace) -> None:
+    from edge_runtime import costs, models
+    from edge_runtime.coordinator import bench_costs
+
+    if options.repeats < 1:
+        raise ConfigError(f"--repeats must be 1 or more, not {options.repeats}")
+    grid = costs.Grid(tuple(options.backend or costs.Grid.backends), repeats=options.repeats)
+    names = options.model or models.names()
+    found = bench_costs.measure(names, grid, config.environment(options.threads))
+    if options.json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
 
 
 def _add_algorithms(kinds: Any, command: Command) -> None:
@@ -209,6 +244,9 @@ def _show_bench(options: argparse.Namespace, record: dict[str, Any]) -> None:
         return
     from rich.console import Console
 
-    from edge_runtime.coordinator import bench
+    from edge_runtime.coordinator import bench, bench_costs
 
-    Console().print(bench.table(record))
+    console = Console()
+    console.print(bench.table(record))
+    if record["kind"] == "memory" and (estimates := bench_costs.table(record)):
+        console.print(estimates)

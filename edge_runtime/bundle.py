@@ -226,14 +226,19 @@ def read(folder: Path) -> Bundle:
     return from_files(content, str(folder))
 
 
-def built_in(name: str) -> Bundle:
-    """Read the bundle of a built-in model, which comes with the package.
+def built_in_folder(name: str) -> Path:
+    """Say where the bundle of a built-in model lies, which comes with the package.
 
     Raises:
         ConfigError: there is no model of that name.
     """
     models.find(name)
-    return read(Path(__file__).with_name("bundles") / name)
+    return Path(__file__).with_name("bundles") / name
+
+
+def built_in(name: str) -> Bundle:
+    """Read the bundle of a built-in model; raises as `built_in_folder`."""
+    return read(built_in_folder(name))
 
 
 def pack(bundle: Bundle, initial: bool = False) -> bytes:

@@ -7,13 +7,15 @@ the memory of one would be in the next.
 The steps are those of `sgd.descend` with momentum .9, as a device trains; data and parameters are random numbers, which
 cost what real ones cost. Memory is read at three places: with everything imported (the baseline; the samples are there
 too, under 1 MB of images), with the model loaded, and at the peak of training, for which the peak is started anew, so
-that what importing took on the way is told apart.
+that what importing took on the way is told apart. Between steps a small task of fixed size is timed (`speed.py`), in
+which steps can be told that a machine does whose speed changes.
 """
 
 import dataclasses
 import importlib
 import json
 import math
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_runtime import backends, bundle, models, packed, sgd
 from edge_runtime.algorithm import Batch
@@ -35,6 +38,7 @@ from edge_runtime.errors import ConfigError, EdgeError
 from edge_runtime.mask import Mask, from_bits
 from edge_runtime.measure_process import Measurement, Plan, is_bundle
 from edge_runtime.processes import give_back_freed_memory
+from edge_runtime.speed import Reference
 from edge_runtime.tree import Flat, Layout
 
 _WARM_UP = 3
@@ -45,7 +49,10 @@ _LR = 1e-4  # small, so that no model diverges on noise
 
 
 class _TimedBatches(SeededBatches):
-    """Random samples that note the time whenever a batch is asked for, which is where a step begins."""
+    """Random samples that note the time whenever a batch is asked for, where one step ends and the next begins.
+
+    Between the two the reference is timed, so that the machine's speed is known at every step.
+    """
 
     def __init__(self, batch: int, shape: tuple[int, ...], kind: str, classes: int) -> None:
         rng = np.random.default_rng(0)
@@ -53,11 +60,20 @@ class _TimedBatches(SeededBatches):
         # Indices into an embedding of unknown size: 0 and 1 are in any that has two rows.
         x = rng.integers(0, 2, (count, *shape)) if kind == "int64" else rng.random((count, *shape), np.float32)
         super().__init__(x, rng.integers(0, classes, count), 0)
+        self.reference = Reference()
+        self.ended_s: list[float] = []
+        self.reference_ms: list[float] = []
         self.began_s: list[float] = []
 
     def sample(self, batch_size: int) -> Batch:
+        self.ended_s.append(time.perf_counter())
+        self.reference_ms.append(self.reference.time_ms())
         self.began_s.append(time.perf_counter())
         return super().sample(batch_size)
+
+    def steps_ms(self) -> NDArray[np.float64]:
+        """Say how long each step took but the last, whose end nobody saw."""
+        return 1000 * np.subtract(self.ended_s[1:], self.began_s[:-1])
 
 
 def measure(plan: Plan) -> Measurement:
@@ -86,8 +102,7 @@ def measure(plan: Plan) -> Measurement:
     settings = sgd.Sgd(lr=_LR, momentum=0.9, local_steps=_WARM_UP + plan.steps + 1, batch_size=plan.batch)
     sgd.descend(model, start, batches, settings, 0)
     trained = meter.memory()
-    steps_ms = 1000 * np.diff(batches.began_s)[_WARM_UP:]
-    first_ms = 1000 * (batches.began_s[1] - batches.began_s[0])
+    first_ms, steps_ms = batches.steps_ms()[0], batches.steps_ms()[_WARM_UP:]
     p10, median, p90 = (float(value) for value in np.percentile(steps_ms, [10, 50, 90]))
     return Measurement(
         model=plan.model,
@@ -109,10 +124,11 @@ def measure(plan: Plan) -> Measurement:
         peak_was_reset=reset,
         import_s=import_s,
         load_s=load_s,
-        first_step_ms=first_ms,
+        first_step_ms=float(first_ms),
         step_ms_p10=p10,
         step_ms_median=median,
         step_ms_p90=p90,
+        reference_ms=statistics.median(batches.reference_ms[_WARM_UP:]),
     )
 
 

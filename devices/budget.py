@@ -1,0 +1,134 @@
+"""What training takes of a device, from what it took where it was measured, and whether that fits.
+
+No formula of a model's shapes tells the peak of a runtime's memory: what is alive at once, and what its arena keeps,
+are its own affair. So a model is measured once (`edge-coordinator bench costs`) at a few batch sizes and densities, and
+what lies between is found on straight lines: in the batch size between the two nearest that were measured, beyond them
+on the line of the last two, and of packed models (density below 1) also in the density. The dense model is a case by
+itself, with other graphs.
+
+Steps are told in references: how often the machine could have done a small task of fixed size in the time
+(`edge_runtime/speed.py`). A device that says what that task takes there is told its own time of a step.
+
+Standard library only.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+MARGIN = 1.15
+"""How much more than its estimate something may take: the bar that estimates are held to."""
+STEP_MARGIN = 1.25
+"""... of the time of a step."""
+_FORMAT = 1
+_MOST_POINTS = 1000
+
+
+@dataclass(frozen=True)
+class Point:
+    """What training took at one batch size and density."""
+
+    backend: str
+    density: float
+    batch: int
+    over_bytes: int
+    """The peak of a process's memory over what it has with everything imported."""
+    step: float
+    """The median of a step, in references."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What was measured of one model."""
+
+    machine: str
+    """Where."""
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What training takes."""
+
+    peak_bytes: int
+    """Over what a process has with everything imported."""
+    step: float
+    """In references."""
+
+
+def record(costs: Costs) -> dict[str, Any]:
+    """Write costs down as plain values; the inverse of `read`."""
+    return {"format": _FORMAT, **asdict(costs)}
+
+
+def read(value: Any) -> Costs:
+    """Read plain values from a file as costs.
+
+    Raises:
+        ValueError: they are none.
+    """
+    if not isinstance(value, Mapping) or set(value) != {"format", "machine", "points"} or value["format"] != _FORMAT:
+        raise ValueError("costs: not a record of the form that this version writes")
+    machine, points = value["machine"], value["points"]
+    if not isinstance(machine, str) or not isinstance(points, Sequence) or not 0 < len(points) <= _MOST_POINTS:
+        raise ValueError(f"costs: without a machine, or not 1 to {_MOST_POINTS} points")
+    made = tuple(_point(point) for point in points)
+    if len({(point.backend, point.density, point.batch) for point in made}) < len(made):
+        raise ValueError("costs: a batch size stands there twice")
+    return Costs(machine, made)
+
+
+def _point(value: Any) -> Point:
+    kinds = {"backend": str, "density": float, "batch": int, "over_bytes": int, "step": float}
+    if not isinstance(value, Mapping) or set(value) != set(kinds):
+        raise ValueError(f"costs: a point has not the fields {', '.join(kinds)}")
+    for name, kind in kinds.items():
+        _check(name, kind, value[name])
+    if value["density"] > 1:
+        raise ValueError(f"costs: a density of {value['density']}")
+    return Point(value["backend"], float(value["density"]), value["batch"], value["over_bytes"], float(value["step"]))
+
+
+def _check(name: str, kind: type, value: Any) -> None:
+    right = type(value) is kind or (kind is float and type(value) is int)
+    if not right or (kind is not str and not 0 < value < 2**53):  # a NaN is not above 0 either
+        raise ValueError(f"costs: {name} is {value!r:.50}")
+
+
+def estimate(costs: Costs, backend: str, density: float, batch: int) -> Estimate | None:
+    """Say what training takes; None: nothing of that kind was measured.
+
+    Args:
+        costs: of the model.
+        backend: which computes.
+        density: the part of the parameters that is trained; below 1 packed.
+        batch: samples of a step.
+    """
+    points = [point for point in costs.points if point.backend == backend and (point.density == 1) == (density == 1)]
+    if not points:
+        return None
+    densities = sorted({point.density for point in points})
+    peaks, steps = [], []
+    for one in densities:
+        mine = sorted((point for point in points if point.density == one), key=lambda point: point.batch)
+        batches = [float(point.batch) for point in mine]
+        peaks.append(_line(batches, [point.over_bytes for point in mine], batch))
+        steps.append(_line(batches, [point.step for point in mine], batch))
+    return Estimate(math.ceil(_line(densities, peaks, density)), _line(densities, steps, density))
+
+
+def _line(at: Sequence[float], values: Sequence[float], where: float) -> float:
+    """Read a value off the line through the two nearest places, or beyond the ends through the last two.
+
+    More never takes less: beyond the last place it is at least the last value, and below the first at least a part of
+    the first, as much as `where` is of that place.
+    """
+    if len(at) == 1:
+        return values[0]
+    right = next((index for index in range(1, len(at) - 1) if where <= at[index]), len(at) - 1)
+    slope = (values[right] - values[right - 1]) / (at[right] - at[right - 1])
+    found = values[right - 1] + slope * (where - at[right - 1])
+    if where < at[0]:
+        return max(found, values[0] * where / at[0])
+    return max(found, values[-1]) if where > at[-1] else found
