@@ -40,7 +40,7 @@ _COSTS_EXAMPLES = """examples:
   edge-coordinator bench costs --model cnn --backend onnx --backend torch
 
 Measures each model at a few batch sizes and densities, and writes costs.json into its bundle's folder. Estimates of
-memory and time for any other batch size and density are made of it (docs/budgets.md). A minute or two for each model and
+memory and time for any other batch size and density are made of it (docs/budgets.md). A minute or two for a model and
 backend.
 
 """

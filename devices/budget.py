@@ -18,9 +18,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 MARGIN = 1.15
-"""How much more than its estimate something may take: the bar that estimates are held to."""
+"""How much more than its estimate training may take: the bar that estimates are held to."""
 STEP_MARGIN = 1.25
 """... of the time of a step."""
+VECTORS, OWN_VECTORS = 8, 12
+"""How many times the model's size a task holds beside training: received, started from, sent, coded; with a model of
+its own the shared one too. Above what tasks of all algorithms were seen to take (`docs/budgets.md`).
+"""
+_TASK_BYTES = 12_000_000
+"""... and whatever the model's size: the algorithm's code and the wire's."""
 _FORMAT = 1
 _MOST_POINTS = 1000
 
@@ -55,6 +61,52 @@ class Estimate:
     """Over what a process has with everything imported."""
     step: float
     """In references."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a device has for a task, or lets it have. 0: no limit."""
+
+    room_bytes: int = 0
+    """Memory beside what a process holds with everything imported and the data loaded."""
+    step_ms: float = 0.0
+    reference_ms: float = 0.0
+    """What the reference takes there; without it nothing can be said of a step."""
+    round_bytes: int = 0
+    """Received and sent for a round of training."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a task takes."""
+
+    memory_bytes: int
+    """As `task_bytes` says, with a margin."""
+    step: float | None
+    """In references, without a margin; None: not known."""
+    round_bytes: int
+
+
+def task_bytes(peak_bytes: int, values: int, vectors: int = VECTORS) -> int:
+    """Say how much memory a task may take whose training is estimated to take `peak_bytes`, of a model of `values`."""
+    return math.ceil(MARGIN * peak_bytes) + _TASK_BYTES + 4 * vectors * values
+
+
+def lacking(needs: Needs, limits: Limits) -> str:
+    """Say in words what a device lacks for a task; empty: nothing."""
+    if 0 < limits.room_bytes < needs.memory_bytes:
+        needed, room = math.ceil(needs.memory_bytes / 1e6), limits.room_bytes // 1_000_000
+        return f"it needs up to {needed} MB of memory beside the program, and the device has {room}"
+    if limits.step_ms and (needs.step is None or not limits.reference_ms):
+        return "how long a step of it takes there is not known, and the device has a limit"
+    if limits.step_ms and needs.step is not None:
+        step_ms = STEP_MARGIN * needs.step * limits.reference_ms
+        if step_ms > limits.step_ms:
+            return f"a step of it takes up to {step_ms:.0f} ms there, and the device allows {limits.step_ms:g}"
+    if 0 < limits.round_bytes < needs.round_bytes:
+        needed, allowed = math.ceil(needs.round_bytes / 1000), limits.round_bytes // 1000
+        return f"a round of it takes about {needed} kB of messages, and the device allows {allowed}"
+    return ""
 
 
 def record(costs: Costs) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import hashlib
 import logging
 import queue
 import random
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -348,7 +347,7 @@ class Agent:
     """A device on a transport: the loop that feeds it."""
 
     def __init__(
-        self, fleet: str, device: str, store: Store, trainer: ProcessTrainer, transport: Transport, down: str = ""
+        self, fleet: str, device: str, store: Store, trainer: ProcessTrainer, transport: Transport, hello: Hello
     ) -> None:
         self._topics = up_topic(fleet, device), down_topic(fleet, device), ask_topic(fleet, device, "+")
         self._events: queue.Queue[Callable[[], None]] = queue.Queue(_MAX_QUEUE)
@@ -359,7 +358,6 @@ class Agent:
         self._fit = Fit()
         circle = TopicCircle(fleet, device, transport, time.monotonic)
         tuner = TopicTuner(fleet, transport)
-        hello = Hello(secrets.token_hex(8), down)
         self.device = Device(store, trainer, self._send, hello, self._figures, circle, tuner)
 
     def run(self, stop: Callable[[], bool]) -> None:

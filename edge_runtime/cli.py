@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from edge_runtime import __version__, coding, config
 from edge_runtime.agent import Agent
+from edge_runtime.compute import Compute, usual
 from edge_runtime.errors import ConfigError, DecodeError, EdgeError
 from edge_runtime.files import write_atomic
 from edge_runtime.link import Link
-from edge_runtime.message import check_name
+from edge_runtime.message import Hello, check_name
 from edge_runtime.mqtt import Mqtt
 from edge_runtime.places import served_path
 from edge_runtime.store import FileStore
@@ -165,10 +167,21 @@ def _add_start(commands: Any) -> None:
     )
     group.add_argument("--up", default="", metavar="CODING", help="how updates travel (default: as the run says)")
     group.add_argument("--down", default="", metavar="CODING", help="how the model travels (default: as the run says)")
+    limits = start.add_argument_group("limits", "beside --memory-mb; what takes more is not sent here")
+    limits.add_argument("--step-ms", type=_limit, default=0, metavar="N", help="longest step of training (default any)")
+    limits.add_argument(
+        "--round-kb", type=_limit, default=0, metavar="N", help="most kB of messages for a round (default any)"
+    )
     add_compute(start)
     add_data(start)
     add_link(start)
     add_common(start)
+
+
+def _limit(text: str) -> int:
+    if not text.isdecimal() or not 0 <= int(text) < 10**9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 (no limit)")
+    return int(text)
 
 
 def add_compute(parser: argparse.ArgumentParser) -> None:
@@ -177,7 +190,7 @@ def add_compute(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--backend", default="auto", help="auto, onnx, torch, numpy or ort_training (default auto)")
     group.add_argument("--accelerator", default="cpu", help="cpu, or cuda for onnx and torch (default cpu)")
     group.add_argument(
-        "--memory-mb", type=int, default=0, metavar="N", help="refuse tasks that need more (default: what is free)"
+        "--memory-mb", type=int, default=0, metavar="N", help="memory that tasks may take (default: what is free)"
     )
     group.add_argument("--artifacts", default="", metavar="DIR", help="for ort_training: what its export made")
     group.add_argument("--no-arena", action="store_true", help="let onnx give memory back after every operator: slower")
@@ -236,12 +249,25 @@ def _start(options: argparse.Namespace) -> None:
     folder = options.store or config.state_folder() / "devices" / device
     store = FileStore(folder)
     trainer = ProcessTrainer(job, folder, options.warm)
-    trainer.check()
+    hello = _hello(options, trainer.check())
     transport = Mqtt(link(options, device))
     try:
-        Agent(options.fleet, device, store, trainer, transport, options.down).run(until_signal())
+        Agent(options.fleet, device, store, trainer, transport, hello).run(until_signal())
     finally:
         store.close()
+
+
+def _hello(options: argparse.Namespace, found: dict[str, float]) -> Hello:
+    """Say who this is, what it has for tasks (as the trainer found), and what it allows them."""
+    return Hello(
+        boot=secrets.token_hex(8),
+        down=options.down,
+        backend=usual(config.build(Compute, compute_table(options), "compute")),
+        room=int(found["room-bytes"]),
+        reference_us=round(1000 * found["reference-ms"]),
+        step_ms=options.step_ms,
+        round_bytes=1000 * options.round_kb,
+    )
 
 
 def _add_infer(commands: Any) -> None:
@@ -367,7 +393,6 @@ def _add_measure(commands: Any) -> None:
 
 def _measure(options: argparse.Namespace) -> None:
     from edge_runtime import measure_process
-    from edge_runtime.compute import Compute
     from edge_runtime.devices.profile import profile
 
     names = measure_process.backends_for(options.backend or ["auto"], options.model)

@@ -42,6 +42,16 @@ class Compute:
 DEFAULT = Compute()
 
 
+def usual(compute: Compute) -> str:
+    """Say which backend computes a built-in model here."""
+    if compute.backend != "auto":
+        return compute.backend
+    there = installed()
+    if compute.device == "cuda" and "torch" in there:
+        return "torch"
+    return "numpy" if compute.device == "cpu" and "onnx" not in there else "onnx"
+
+
 def installed() -> list[str]:
     """List the backends whose packages are installed here, without importing them."""
     return [name for name, package in _PACKAGES.items() if importlib.util.find_spec(package) is not None]

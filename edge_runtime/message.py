@@ -93,6 +93,16 @@ class Hello:
     """How the device would have the shared model coded (`coding.py`), if the run's way is dearer."""
     wire: int = WIRE_VERSION
     """Version of all that is coded: those of another are not understood."""
+    backend: str = ""
+    """Which computes there."""
+    room: int = 0
+    """Memory that is there for a task, bytes (`devices/budget.py`). 0, here and below: no limit, or not known."""
+    reference_us: int = 0
+    """What the reference takes there (`speed.py`), microseconds."""
+    step_ms: int = 0
+    """Longest step of training that the device takes on."""
+    round_bytes: int = 0
+    """Most that it wants to receive and send for a round of training."""
 
 
 @dataclass(frozen=True)

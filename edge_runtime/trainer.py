@@ -7,6 +7,7 @@ and the bytes it announces. It serves one task and exits; kept warm, it serves u
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import logging
 import math
@@ -26,10 +27,12 @@ from edge_runtime import (
     bundle,
     coding,
     config,
+    costs,
     data,
     inference,
     models,
     narrow,
+    needs,
     peers,
     personal,
     seed_set,
@@ -39,13 +42,14 @@ from edge_runtime import (
 from edge_runtime.accounts import Account
 from edge_runtime.algorithm import Deploys, Fitted, Model, OwnModel, Server, SparseClient, State, Weighs
 from edge_runtime.compression import codec, submodel
-from edge_runtime.compute import DEFAULT, Compute
+from edge_runtime.compute import DEFAULT, Compute, installed, usual
 from edge_runtime.devices import meter
 from edge_runtime.devices.profile import profile
 from edge_runtime.errors import ConfigError, DecodeError, DeviceError
 from edge_runtime.grid import Grid, Initial
 from edge_runtime.message import Blob, Task
 from edge_runtime.processes import give_back_freed_memory
+from edge_runtime.speed import reference_ms
 from edge_runtime.store import FileStore, Store
 from edge_runtime.trainer_process import Outcome
 from edge_runtime.tree import Flat, Layout
@@ -54,10 +58,6 @@ from edge_runtime.workshop import Workshop
 
 log = logging.getLogger(__name__)
 
-_VECTORS, _OWN_VECTORS = 5, 9
-"""As large as the parameters: received, trained, gradient, velocity, sent; with a model of its own the shared one too,
-another gradient, and the point where that is taken.
-"""
 _ROUNDING = 1
 """Added to a task's seed for what stochastic rounding draws."""
 
@@ -110,7 +110,7 @@ def _work(job: Job, task: Task, store: Store, workshop: Workshop, keep: bool) ->
     seed = _seed(run.seed, job.device, task.round)
     batches = data.SeededBatches(split.x_train, split.y_train, seed, split.class_names, seeds)
     before = client.personal(down)
-    _check_room(job.compute, name, before, getattr(settings, "batch_size", 1))
+    _check_room(job.compute, run, parts, settings, before)
     _check_fit(name, before, split)
     shared = client.shared(down) if shared is None else shared
     metrics = {"train-samples": float(len(split.y_train)), "test-samples": float(len(split.y_test))}
@@ -207,20 +207,28 @@ def _own(job: Job, run: setup.Setup, shared: Model, workshop: Workshop) -> OwnMo
     return OwnModel(model.layout, model.oracle, shared, initial)
 
 
-def _check_room(compute: Compute, name: str, fitted: Fitted, batch: int) -> None:
+def _check_room(compute: Compute, run: setup.Setup, parts: algorithm.Algorithm, settings: Any, fitted: Fitted) -> None:
     """Refuse what would not fit, before the system ends this process for it."""
-    oracle, found = fitted.model.oracle, profile()
-    if not isinstance(oracle, Weighs):
+    card, model, room_bytes = run.own or run.model, fitted.model, _room_bytes(compute)
+    known = None if card.bundle or ":" in card.name else costs.read(bundle.built_in_folder(card.name))
+    if room_bytes is None or (known is None and not isinstance(model.oracle, Weighs)):
         return
-    limits = [compute.memory_mb * 1_000_000] if compute.memory_mb else [found.free_ram_bytes, found.ram_limit_bytes]
-    room = min((limit for limit in limits if limit is not None), default=None)
-    vectors = _OWN_VECTORS if isinstance(fitted.model, OwnModel) else _VECTORS
-    needed = oracle.pass_bytes(batch) + vectors * 4 * fitted.model.layout.size
-    if room is not None and needed > room:
+    batch, density = needs.batch_of(settings), needs.density_of(parts, settings)
+    pass_bytes = model.oracle.pass_bytes(batch) if isinstance(model.oracle, Weighs) else 0
+    own, values = isinstance(model, OwnModel), card.layout.size
+    needed = needs.memory_bytes(known, pass_bytes, usual(compute), density, batch, values, own)
+    if needed > room_bytes:
         raise DeviceError(
-            f"model {name!r} needs about {math.ceil(needed / 1e6)} MB for batches of {batch}, and "
-            f"{room // 1_000_000} MB are free here: lower batch-size or density, or take a smaller model"
+            f"model {card.name!r} needs up to {math.ceil(needed / 1e6)} MB for batches of {batch}, and "
+            f"{room_bytes // 1_000_000} MB are free here: lower batch-size or density, or take a smaller model"
         )
+
+
+def _room_bytes(compute: Compute) -> int | None:
+    """Say how much memory there is beside what this process has; None: the system does not tell."""
+    found = profile()
+    limit_bytes = found.ram_limit_bytes and max(1, found.ram_limit_bytes - meter.rss_bytes())
+    return min(filter(None, (compute.memory_mb * 1_000_000, found.free_ram_bytes, limit_bytes)), default=None)
 
 
 def _check_fit(name: str, fitted: Fitted, split: data.Split) -> None:
@@ -317,12 +325,17 @@ def serve(read_line: Callable[[], bytes], write: Callable[[bytes], object]) -> N
 
 
 def check(job: Job) -> Outcome:
-    """See whether the device's data loads."""
+    """See whether the device's data loads, what memory is left with all that is imported, and how fast this machine is."""
     try:
         split = data.load(job.data, Path(job.cache))
     except (ConfigError, DeviceError) as error:
         return Outcome(reason=str(error))
-    return Outcome(metrics={"train-samples": float(len(split.y_train)), "test-samples": float(len(split.y_test))})
+    backend = usual(job.compute)
+    if backend in installed():  # where it is not, a task will say how to install it
+        importlib.import_module(f"edge_runtime.backends.{backend}")
+    samples = {"train-samples": float(len(split.y_train)), "test-samples": float(len(split.y_test))}
+    machine = {"room-bytes": float(_room_bytes(job.compute) or 0), "reference-ms": reference_ms()}
+    return Outcome(metrics={**samples, **machine})
 
 
 def _serve_task(job: Job, record: dict[str, Any], folder: Path) -> Outcome:

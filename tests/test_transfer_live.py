@@ -37,6 +37,7 @@ from edge_runtime.coordinator.run import Run, RunConfig
 from edge_runtime.coordinator.serve import Inbox, TopicPost, serve
 from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.link import Link
+from edge_runtime.message import Hello
 from edge_runtime.mqtt import Mqtt
 from edge_runtime.setup import ModelCard, Setup
 from edge_runtime.store import FileStore
@@ -122,7 +123,7 @@ def agent(host: str, port: int, name: str, folder: str, part: float) -> None:
     link = Link(host, port, name, keepalive_s=10, retry_s=0.2, max_retry_s=0.5)
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
-    Agent("f", name, store, trainer, Mqtt(link)).run(lambda: bool(stopped))
+    Agent("f", name, store, trainer, Mqtt(link), Hello(name)).run(lambda: bool(stopped))
 
 
 def coordinator(port: int, folder: str, devices: int, rounds: int) -> None:

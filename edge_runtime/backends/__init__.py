@@ -6,7 +6,7 @@ from pathlib import Path
 from edge_runtime import bundle, narrow
 from edge_runtime.algorithm import Model
 from edge_runtime.bundle import Bundle
-from edge_runtime.compute import Compute
+from edge_runtime.compute import Compute, usual
 from edge_runtime.errors import ConfigError, DeviceError
 
 
@@ -66,11 +66,9 @@ def choose(compute: Compute, model: str, graphs: Bundle | None = None, cut: byte
     """Say which backend `load` takes."""
     if compute.backend != "auto":
         return compute.backend
-    own = graphs is None and ":" in model
-    built_in = ":" not in model and (graphs is None or bool(cut))
-    if own or (compute.device == "cuda" and _has("torch") and built_in):
+    if ":" in model and graphs is None:
         return "torch"
-    return "numpy" if built_in and compute.device == "cpu" and not _has("onnxruntime") else "onnx"
+    return usual(compute) if ":" not in model and (graphs is None or cut) else "onnx"
 
 
 def _has(package: str) -> bool:
