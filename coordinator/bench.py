@@ -107,7 +107,7 @@ def memory(groups: Sequence[Group], environment: Mapping[str, str]) -> Record:
                 "ratio_to_floor": one.over_baseline_bytes / one.floor_bytes,
                 "ratio_to_dense": one.over_baseline_bytes / whole if whole else None,
                 "with_agent_bytes": one.peak_rss_bytes + idle_bytes,
-                "step_ms_median": one.step_ms_median,
+                "step_cpu_ms": one.step_cpu_ms,
                 **expected,
             }
         )

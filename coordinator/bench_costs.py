@@ -44,7 +44,7 @@ def _beside(known: Costs | None, one: Measurement) -> Record:
         "estimate_bytes": found.peak_bytes,
         "estimate_error": found.peak_bytes / one.over_baseline_bytes - 1,
         "estimate_step_ms": step_ms,
-        "estimate_step_error": step_ms / one.step_ms_median - 1,
+        "estimate_step_error": step_ms / one.step_cpu_ms - 1,
     }
 
 
@@ -61,7 +61,7 @@ def table(record: Record) -> Table | None:
         pad_edge=False,
         collapse_padding=True,
     )
-    for title in ("model", "batch", "density", "backend", "over MB", "estimate", "off", "step ms", "estimate", "off"):
+    for title in ("model", "batch", "density", "backend", "over MB", "estimate", "off", "CPU ms", "estimate", "off"):
         laid.add_column(title, justify="left" if title in {"model", "backend"} else "right")
     for row in rows:
         laid.add_row(
@@ -70,7 +70,7 @@ def table(record: Record) -> Table | None:
             f"{row['density']:g}",
             row["backend"],
             *_pair(row["over_baseline_bytes"] / 1e6, row["estimate_bytes"] / 1e6, row["estimate_error"]),
-            *_pair(row["step_ms_median"], row["estimate_step_ms"], row["estimate_step_error"]),
+            *_pair(row["step_cpu_ms"], row["estimate_step_ms"], row["estimate_step_error"]),
         )
     return laid
 

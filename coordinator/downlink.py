@@ -18,6 +18,7 @@ from edge_runtime.algorithm import Server, SparseServer
 from edge_runtime.coding import Coding
 from edge_runtime.compression.submodel import Cut
 from edge_runtime.coordinator import content
+from edge_runtime.coordinator.choices import Choices
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import Run
 from edge_runtime.errors import DecodeError
@@ -32,13 +33,12 @@ _KEPT_GRIDS, _KEPT_SAME, _KEPT_DOWNS = 2, 8, 4
 class Downlink:
     """Encodes for devices, decodes from them, and keeps what that takes. It changes with the server half only."""
 
-    def __init__(self, run: Run, server: Server, journal: Journal) -> None:
-        self._run, self._server, self._journal = run, server, journal
+    def __init__(self, run: Run, server: Server, journal: Journal, choices: Choices) -> None:
+        self._run, self._server, self._journal, self._choices = run, server, journal, choices
         self._sparse = server if isinstance(server, SparseServer) else None
         self._layout: Layout = run.description.model.layout
         self._columns = algorithm.wire_columns(run.settings)
         self._most = algorithm.wire_values(run.settings)
-        self._coding = coding.parse(run.config.down, "run: down")
         self._drawn = run.initial if run.description.model.drawn else None
         # Kept up from the start, whoever asks for steps: a run that is resumed must choose the same ones.
         model = server.shared() if wire.tells(run.parts.Down) else None
@@ -67,9 +67,9 @@ class Downlink:
         self._server.restore(state)
 
     def coding_of(self, device: str) -> Coding:
-        """Choose how a device is told of the model: as the run says, or cheaper if it asks for that."""
-        asked = self._journal.asked(device)
-        return coding.cheaper(self._coding, coding.parse(asked, "asked")) if asked else self._coding
+        """Choose how a device is told of the model: as the run says for it, or cheaper if it asks for that."""
+        chosen, asked = coding.parse(self._choices.down_of(device), "run: down"), self._journal.asked(device)
+        return coding.cheaper(chosen, coding.parse(asked, "asked")) if asked else chosen
 
     def decode_up(self, device: str, payload: bytes) -> Any:
         """Decode hostile bytes into a device's Up.
@@ -82,7 +82,7 @@ class Downlink:
         def support(_up: Any) -> Bits | None:
             return None if sparse is None else sparse.support(device, self._server.round)
 
-        layout = run.variant_of(device).setup.model.layout
+        layout = self._choices.variant_of(device).setup.model.layout
         return wire.decode_up(payload, run.parts.Up, layout, run.description.private, self._most, support)
 
     def encode(self, device: str, first: bool, evaluate: bool) -> bytes:
@@ -119,7 +119,7 @@ class Downlink:
         return self._same[key]
 
     def _has(self, device: str) -> "_Has":
-        variant = self._run.variant_of(device)
+        variant = self._choices.variant_of(device)
         return _Has(variant.setup.model.layout, variant.cut, self._drawn)
 
     def held_after(self, device: str, up: Any) -> str:

@@ -38,6 +38,8 @@ CREATE TABLE IF NOT EXISTS round (
 CREATE TABLE IF NOT EXISTS upload (
     round INTEGER, phase TEXT, device TEXT, number INTEGER NOT NULL, digest TEXT NOT NULL, payload BLOB,
     metrics TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', PRIMARY KEY (round, phase, device)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS choice (
+    device TEXT PRIMARY KEY, name TEXT NOT NULL, why TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS assignment (
     device TEXT PRIMARY KEY, round INTEGER NOT NULL, task BLOB NOT NULL, down TEXT NOT NULL) WITHOUT ROWID;
 """
@@ -137,6 +139,21 @@ class Journal:
         """Make it durable that a device exists."""
         with self._transaction():
             self._database.execute("INSERT OR IGNORE INTO device (id) VALUES (?)", (device,))
+
+    def choose(self, device: str, name: str, why: str) -> None:
+        """Make durable what a device is given, and why; an empty name: nothing, for now."""
+        if (name, why) != self._database.execute("SELECT name, why FROM choice WHERE device = ?", (device,)).fetchone():
+            with self._transaction():
+                self._database.execute("INSERT OR REPLACE INTO choice VALUES (?, ?, ?)", (device, name, why))
+
+    def chosen(self, device: str) -> str:
+        """Name what a device is given by choice; empty: nothing."""
+        row = self._database.execute("SELECT name FROM choice WHERE device = ?", (device,)).fetchone()
+        return str(row[0]) if row else ""
+
+    def choices(self) -> dict[str, str]:
+        """Say of every device for which something was chosen what, and why."""
+        return dict(self._database.execute("SELECT device, why FROM choice"))
 
     def base(self, device: str) -> str:
         """Name the last update of a device that was applied; empty: none."""

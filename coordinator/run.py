@@ -14,20 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edge_runtime import algorithm, bundle, coding, config, models, seed_set, wire
 from edge_runtime.algorithm import Algorithm, CutServer
 from edge_runtime.compression import submodel
-from edge_runtime.compression.submodel import Cut
-from edge_runtime.coordinator import submodels
+from edge_runtime.coordinator import submodels, variants
 from edge_runtime.coordinator.actions import Plan
+from edge_runtime.coordinator.variants import Option, Variant
 from edge_runtime.errors import ConfigError
 from edge_runtime.message import CHUNK_BYTES, MAX_CHUNK_BYTES, check_name
 from edge_runtime.peers import Start
 from edge_runtime.seed_set import SeedSet
-from edge_runtime.setup import ModelCard, Setup, encode
-from edge_runtime.tree import Flat, Layout
+from edge_runtime.setup import ModelCard, Setup
+from edge_runtime.tree import Flat
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,11 @@ class RunConfig:
     """Whether a device keeps what the coding of an update loses, and adds it to its next one."""
     rounding: str = "nearest"
     """Or stochastic: up or down at random, so that the mean is right."""
+    widths: str = ""
+    """Parts of the model that the coordinator may choose from for each device by its budget, `1,0.5,0.25`; empty: it
+    chooses nothing."""
+    codings: str = ""
+    """Cheaper ways to travel that it may choose beside, `bf16,step:0.5`, for devices with few bytes for a round."""
     collect: bool = False
     """Let devices hand over their personal models with the evaluation, for `run export`; not with private tensors."""
     fleet: str = "default"
@@ -97,22 +100,6 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class Variant:
-    """The run as some of its devices see it."""
-
-    devices: str
-    """A pattern of their ids."""
-    setup: Setup
-    cut: Cut | None = None
-    """What they have of the model; None: all of it."""
-
-    @functools.cached_property
-    def encoded(self) -> bytes:
-        """Give the set-up as it travels."""
-        return encode(self.setup)
-
-
-@dataclass(frozen=True)
 class Run:
     """A run, checked and ready: the algorithm, its settings, the model's tensors and initial values [size]."""
 
@@ -123,18 +110,18 @@ class Run:
     initial: Flat
     variants: tuple[Variant, ...] = ()
     """The first that fits a device counts."""
+    options: tuple[Option, ...] = ()
+    """What the other devices are given by their budgets, the largest first (`choices.py`). Empty: all the same."""
 
     @functools.cached_property
-    def _others(self) -> Variant:
-        return Variant("*", self.description)
+    def others(self) -> Variant:
+        """Give the run as devices without a variant see it."""
+        card = self.description.model
+        return Variant("*", self.description, None, submodels.known_costs(card, self.config.model, 1.0))
 
-    def variant_of(self, device: str) -> Variant:
-        """Give the run as a device sees it."""
-        return next((one for one in self.variants if fnmatch.fnmatchcase(device, one.devices)), self._others)
-
-    def cut_of(self, device: str) -> Cut | None:
-        """Say what a device has of the model; None: all of it."""
-        return self.variant_of(device).cut
+    def named(self, device: str) -> Variant | None:
+        """Give the variant that a device has by a pattern; None: by none."""
+        return next((one for one in self.variants if fnmatch.fnmatchcase(device, one.devices)), None)
 
     @property
     def deadline_s(self) -> float:
@@ -169,7 +156,7 @@ class Run:
 def prepare(
     run: RunConfig,
     table: dict[str, Any],
-    variants: Mapping[str, Mapping[str, Any]] | None = None,
+    variant: Mapping[str, Mapping[str, Any]] | None = None,
     seeds: SeedSet | None = None,
 ) -> Run:
     """Check a run down to the last tensor, so that nothing can fail for a wrong setting later.
@@ -177,7 +164,7 @@ def prepare(
     Args:
         run: the table [run].
         table: the table [algorithm], kebab-case keys.
-        variants: the tables [variant.NAME]: `devices`, a pattern of ids, and what these have of their own: `model`, or
+        variant: the tables [variant.NAME]: `devices`, a pattern of ids, and what these have of their own: `model`, or
             `width`, the part of the run's model that they have; and keys of [algorithm].
         seeds: the seed set, for an algorithm that has one.
 
@@ -191,7 +178,9 @@ def prepare(
     public = seed_set.encode(seeds) if seeds is not None and "seed_set" in fields else b""
     if seeds is not None and public:
         table["seed-set"] = seeds.identity.hex()
-    if any("width" in _table(name, own) for name, own in (variants or {}).items()) and "aggregate" in fields:
+    tables = variant or {}
+    cuts = bool(run.widths) or any("width" in variants.table(name, own) for name, own in tables.items())
+    if cuts and "aggregate" in fields:
         table = {"aggregate": "owners" if table.get("aggregator", "mean") == "mean" else "cohort", **table}
     settings = config.build(parts.Config, table, "algorithm")
     card, initial = _model(run.model, run.seed)
@@ -208,11 +197,10 @@ def prepare(
         raise ConfigError(f"run: collect: {why}; leave collect or {'private' if private else 'evaluate = false'} out")
     how = (run.up, run.error_feedback, run.rounding, run.collect)
     description = Setup(run.algorithm, config.table(settings), card, run.seed, private, None, public, *how)
-    made = tuple(
-        _variant(parts, description, run.model, name, table, _table(name, own), isinstance(server, CutServer))
-        for name, own in (variants or {}).items()
-    )
-    return Run(run, parts, settings, description, initial, made)
+    frame = variants.Frame(parts, description, table, run.model, isinstance(server, CutServer))
+    made = tuple(variants.make(frame, name, variants.table(name, own)) for name, own in tables.items())
+    chosen = variants.options(frame, run.widths, run.codings, run.down)
+    return Run(run, parts, settings, description, initial, made, chosen)
 
 
 def _habit(run: RunConfig, parts: Algorithm) -> str:
@@ -226,46 +214,6 @@ def _known(run: RunConfig) -> dict[str, int]:
     """Give what some algorithms must know of the run: its rounds, and the fewest updates that a round closes with."""
     least = max(1, math.ceil(run.quorum * (run.cohort or run.devices)))
     return {"rounds": run.rounds, "cohort": run.buffer if run.habit == "asynchronous" else least}
-
-
-def _table(name: str, given: Any) -> dict[str, Any]:
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"variant: {name} must be a table, [variant.{name}]")
-    return dict(given)
-
-
-def _variant(
-    parts: Algorithm, run: Setup, model_path: str, name: str, table: dict[str, Any], own: dict[str, Any], cuts: bool
-) -> Variant:
-    pattern, model, width = own.pop("devices", None), own.pop("model", None), own.pop("width", None)
-    if not isinstance(pattern, str):
-        raise ConfigError(f"variant.{name}: devices must be a pattern of device ids, such as 'gateway-*'")
-    settings = config.build(parts.Config, {**table, **own}, f"variant.{name}")
-    if algorithm.private_names(settings, run.model.layout) != run.private:
-        raise ConfigError(f"variant.{name}: all devices keep the same tensors private; set it in [algorithm]")
-    card = None
-    if model is not None:
-        if not parts.Client.own_model:
-            raise ConfigError(f"variant.{name}: with {run.algorithm} all devices have the model {run.model.name!r}")
-        card = _own_model(model)
-    setup = dataclasses.replace(run, config=config.table(settings), own=card)
-    if width is None:
-        return Variant(pattern, setup)
-    if not cuts:
-        raise ConfigError(f"variant.{name}: width: with {run.algorithm} all devices have the whole model")
-    cut = submodels.cut(run.model, model_path, width, f"variant.{name}")
-    layout = Layout(run.model.layout.names, cut.shapes)
-    for chosen in (settings, config.build(parts.Config, table, "algorithm")):  # either half may refuse so small a part
-        parts.Server(chosen, layout, np.zeros(layout.size, np.float32), {}, run.seed)
-    part = submodels.card(run.model, model_path, width, cut)
-    return Variant(pattern, dataclasses.replace(setup, model=part), cut)
-
-
-def _own_model(model: str) -> ModelCard:
-    if (Path(model) / bundle.MANIFEST).exists():
-        graphs = bundle.read(Path(model))
-        return ModelCard(graphs.model, graphs.layout, bundle.pack(graphs, initial=True))
-    return ModelCard(model, models.find(model).layout)
 
 
 def _model(model: str, seed: int) -> tuple[ModelCard, Flat]:

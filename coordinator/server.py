@@ -33,6 +33,7 @@ from edge_runtime.coordinator.actions import (
     SendChunks,
     Tell,
 )
+from edge_runtime.coordinator.choices import Choices
 from edge_runtime.coordinator.downlink import Downlink
 from edge_runtime.coordinator.downloads import Downloads
 from edge_runtime.coordinator.journal import Journal
@@ -40,7 +41,20 @@ from edge_runtime.coordinator.rounds import RoundsCore
 from edge_runtime.coordinator.run import Run
 from edge_runtime.coordinator.versions import VersionsCore
 from edge_runtime.errors import ConfigError, DecodeError, RunError
-from edge_runtime.message import MIN_CHUNK_BYTES, Blob, Chunk, Fate, Hello, Message, Offer, Task, check_name, decode
+from edge_runtime.message import (
+    MIN_CHUNK_BYTES,
+    Blob,
+    Chunk,
+    Fate,
+    Hello,
+    Message,
+    Offer,
+    Refuse,
+    Task,
+    Welcome,
+    check_name,
+    decode,
+)
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +113,8 @@ class Coordinator:
         self.chunks_sent = 0
         self.latest: dict[str, dict[str, float]] = {}
         """Figures that came with the last accepted update of every device."""
+        self.unfit: dict[str, str] = {}
+        """Devices that get no task, and why."""
         self._run, self._post, self._send = run, post, post.send
         self._layout = run.description.model.layout
         self._seed = run.config.seed
@@ -109,9 +125,10 @@ class Coordinator:
         """Updates of an asynchronous run that the last checkpoint holds."""
         memories = journal.memories
         self.server: Server = run.parts.Server(run.settings, self._layout, run.initial, memories, self._seed)
+        self._choices = Choices(run, journal)
         if isinstance(self.server, CutServer):
-            self.server.cut_of = run.cut_of
-        self._downlink = Downlink(run, self.server, journal)
+            self.server.cut_of = self._choices.cut_of
+        self._downlink = Downlink(run, self.server, journal, self._choices)
         self._recover()
 
     def _recover(self) -> None:
@@ -190,7 +207,12 @@ class Coordinator:
             if not self._understands(device, message):
                 return
             self._downloads.leave(device)
-        self._do(self.core.handle(device, message))
+            if not self._admits(device, message):
+                return
+        actions = self.core.handle(device, message)
+        if device in self.unfit:
+            self.core.online.discard(device)
+        self._do(actions)
 
     def _understands(self, device: str, hello: Hello) -> bool:
         """Note which coding a device asks for; one that speaks another version of the wire is not heard."""
@@ -207,6 +229,26 @@ class Coordinator:
             asked = ""
         self.journal.ask(device, hello.down if asked else "")
         return True
+
+    def _admits(self, device: str, hello: Hello) -> bool:
+        """See what a device is given, and whether it gets tasks; an open one that does not fit is taken back."""
+        heard = self._choices.hear(device, hello)
+        if heard.chosen:
+            log.warning("device %s is given %s", device, heard.chosen)
+        if not heard.lacking:
+            self.unfit.pop(device, None)
+            return True
+        if self.unfit.get(device) != heard.lacking:
+            log.warning("device %s gets no task: %s", device, heard.lacking)
+        self.unfit[device] = heard.lacking
+        actions: list[Action] = [Tell(device, Welcome(self.core.plan.run))]
+        if device in self.core.missing():
+            number = self.core.progress.issued.get(device, self.core.progress.round)
+            refuse = Refuse(self.core.plan.run, number, False, heard.lacking[:500])
+            actions += self.core.handle(device, refuse)
+        self.core.online.discard(device)
+        self._do(actions)
+        return False
 
     def _do(self, actions: list[Action]) -> None:
         for action in actions:
@@ -249,7 +291,9 @@ class Coordinator:
         if isinstance(self.core, VersionsCore):
             self.journal.settle(device)
         if named is None or named.first is not first or isinstance(self.core, VersionsCore):
-            named = _Open(self._remember_blob(self._run.variant_of(device).encoded), self._down(device, first), first)
+            named = _Open(
+                self._remember_blob(self._choices.variant_of(device).encoded), self._down(device, first), first
+            )
         self._open[device] = named = named.cut(self.chunk_bytes)
         task = Task(plan.run, plan.epoch, progress.round, progress.phase, base, named.set_up, named.down)
         if isinstance(self.core, VersionsCore):
@@ -297,7 +341,7 @@ class Coordinator:
         if digest not in self._blobs and named is not None and digest == named.down.digest:
             self._down(device, named.first)
         if digest not in self._blobs:
-            self._remember_blob(self._run.variant_of(device).encoded)
+            self._remember_blob(self._choices.variant_of(device).encoded)
         return self._blobs.get(digest)
 
     def _accept(self, device: str, offer: Offer) -> None:
@@ -325,7 +369,7 @@ class Coordinator:
 
     def _collect(self, device: str, data: bytes) -> None:
         """Keep the personal model that a device hands over."""
-        setup = self._run.variant_of(device).setup
+        setup = self._choices.variant_of(device).setup
         if not setup.collect:
             raise DecodeError("an evaluation has no payload")
         card = setup.own or setup.model
@@ -386,7 +430,10 @@ class Coordinator:
         self._do([Finish()] if following.finished else self.core.start())
 
     def check(self) -> None:
-        """Raise RunError if the open round can never close."""
+        """Raise RunError if the open round can never close, or there is nobody to open one with."""
+        if not self.core.online and len(self.unfit) >= self.core.plan.devices:
+            device, reason = next(iter(self.unfit.items()))
+            raise RunError(f"none of {len(self.unfit)} devices gets a task ({device}: {reason})")
         if self.core.stuck:
             raise RunError(f"round {self.core.progress.round} cannot close: {self.core.stuck}")
 

@@ -91,7 +91,17 @@ def baseline_of(run: Run, table: dict[str, Any]) -> Run:
     shared = {field.name.replace("_", "-") for field in fields}
     same = {key: value for key, value in table.items() if key in shared}
     return prepare(
-        dataclasses.replace(run.config, algorithm="fedavg", habit="", buffer=1, up="lossless", down="lossless"), same
+        dataclasses.replace(
+            run.config,
+            algorithm="fedavg",
+            habit="",
+            buffer=1,
+            up="lossless",
+            down="lossless",
+            widths="",
+            codings="",
+        ),
+        same,
     )
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime import bundle, config, models, narrow
+from edge_runtime import bundle, config, costs, models, narrow
 from edge_runtime.compression import submodel
 from edge_runtime.compression.submodel import Cut
+from edge_runtime.devices.budget import Costs
 from edge_runtime.errors import ConfigError, DecodeError
 from edge_runtime.files import write_atomic
 from edge_runtime.setup import ModelCard
@@ -76,8 +77,7 @@ def _graphs(model: str, cut: Cut) -> bytes:
     another that makes the same finds it in the cache.
     """
     encoded = submodel.encode(cut)
-    name = hashlib.sha256(bundle.pack(bundle.built_in(model)) + encoded).hexdigest()[:24]
-    path = config.cache_folder() / f"part-{name}.bundle"
+    path = _cached(model, encoded)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -90,6 +90,54 @@ def _graphs(model: str, cut: Cut) -> bytes:
             data = _made_graphs(model, encoded)
             write_atomic(path, data, durable=False)
     return data
+
+
+def _cached(model: str, cut: bytes) -> Path:
+    """Say where the graphs of a part of a built-in model are kept."""
+    name = hashlib.sha256(bundle.pack(bundle.built_in(model)) + cut).hexdigest()[:24]
+    return config.cache_folder() / f"part-{name}.bundle"
+
+
+def known_costs(card: ModelCard, model: str, width: float) -> Costs | None:
+    """Give what a model or part of one costs; None: it was not measured.
+
+    Args:
+        card: the model or part.
+        model: the whole model as the run names it.
+        width: the part of its channels.
+
+    Raises:
+        ConfigError: what was measured is damaged.
+    """
+    if card.cut:
+        return costs.read(_cached(card.name, card.cut).with_suffix(""))
+    if ":" not in card.name and not card.bundle:
+        return costs.read(bundle.built_in_folder(card.name))
+    return costs.read(Path(model) if width == 1 else bundle.part_folder(Path(model), width))
+
+
+def measured_costs(card: ModelCard, model: str, width: float) -> Costs:
+    """Give what a model or part of one costs; of a part of a built-in model that is measured now if it was not before.
+
+    Raises:
+        ConfigError: it was not measured, and is not ours to measure.
+    """
+    known = known_costs(card, model, width)
+    if known is not None:
+        return known
+    if not card.cut:
+        named = model if width == 1 else bundle.part_folder(Path(model), width)
+        raise ConfigError(f"run: widths: {named} was not measured: run `edge-coordinator bench costs --model {named}`")
+    folder = _cached(card.name, card.cut).with_suffix("")
+    size = f"{card.layout.size:,}"
+    log.warning("%s: measuring what a part with %s parameters costs, once: half a minute", card.name, size)
+    for name, data in bundle.files(bundle.unpack(card.bundle)).items():
+        folder.mkdir(exist_ok=True)
+        write_atomic(folder / name, data, durable=False)
+    grid = costs.Grid(repeats=1)
+    made = costs.calibrate(str(folder), grid, config.environment(threads=1), lambda said: log.info("%s", said))
+    costs.write(made, folder)
+    return made
 
 
 def _made_graphs(model: str, cut: bytes) -> bytes:

@@ -41,7 +41,7 @@ class Point:
     over_bytes: int
     """The peak of a process's memory over what it has with everything imported."""
     step: float
-    """The median of a step, in references."""
+    """The median of a step's CPU time, in references."""
 
 
 @dataclass(frozen=True)

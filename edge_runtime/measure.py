@@ -61,19 +61,23 @@ class _TimedBatches(SeededBatches):
         x = rng.integers(0, 2, (count, *shape)) if kind == "int64" else rng.random((count, *shape), np.float32)
         super().__init__(x, rng.integers(0, classes, count), 0)
         self.reference = Reference()
-        self.ended_s: list[float] = []
+        self.ended_s: list[tuple[float, float]] = []
         self.reference_ms: list[float] = []
-        self.began_s: list[float] = []
+        self.began_s: list[tuple[float, float]] = []
 
     def sample(self, batch_size: int) -> Batch:
-        self.ended_s.append(time.perf_counter())
+        self.ended_s.append(_now_s())
         self.reference_ms.append(self.reference.time_ms())
-        self.began_s.append(time.perf_counter())
+        self.began_s.append(_now_s())
         return super().sample(batch_size)
 
     def steps_ms(self) -> NDArray[np.float64]:
-        """Say how long each step took but the last, whose end nobody saw."""
+        """Say how long each step took but the last, whose end nobody saw, and of how much CPU time [steps, 2]."""
         return 1000 * np.subtract(self.ended_s[1:], self.began_s[:-1])
+
+
+def _now_s() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
 
 
 def measure(plan: Plan) -> Measurement:
@@ -102,7 +106,7 @@ def measure(plan: Plan) -> Measurement:
     settings = sgd.Sgd(lr=_LR, momentum=0.9, local_steps=_WARM_UP + plan.steps + 1, batch_size=plan.batch)
     sgd.descend(model, start, batches, settings, 0)
     trained = meter.memory()
-    first_ms, steps_ms = batches.steps_ms()[0], batches.steps_ms()[_WARM_UP:]
+    (first_ms, _), (steps_ms, steps_cpu_ms) = batches.steps_ms()[0], batches.steps_ms()[_WARM_UP:].T
     p10, median, p90 = (float(value) for value in np.percentile(steps_ms, [10, 50, 90]))
     return Measurement(
         model=plan.model,
@@ -128,6 +132,7 @@ def measure(plan: Plan) -> Measurement:
         step_ms_p10=p10,
         step_ms_median=median,
         step_ms_p90=p90,
+        step_cpu_ms=float(np.median(steps_cpu_ms)),
         reference_ms=statistics.median(batches.reference_ms[_WARM_UP:]),
     )
 

@@ -84,13 +84,15 @@ class Measurement:
     step_ms_p10: float
     step_ms_median: float
     step_ms_p90: float
+    step_cpu_ms: float
+    """Median CPU time of a step, of all threads."""
     reference_ms: float
-    """Median of a small task of fixed size, timed between the steps (`speed.py`)."""
+    """Median CPU time of a small task of fixed size, done between the steps (`speed.py`)."""
 
     @property
     def step(self) -> float:
         """Tell a step in references, which a machine whose speed changes has about as many of at any time."""
-        return self.step_ms_median / self.reference_ms
+        return self.step_cpu_ms / self.reference_ms
 
 
 def is_bundle(model: str) -> bool:

@@ -1,6 +1,4 @@
-"""What a task of a run takes of a device, as both sides reckon: the coordinator before it sends it, the device before it
-begins.
-"""
+"""What a task of a run takes of a device: the coordinator asks before it sends it, the device before it begins."""
 
 import math
 from typing import Any

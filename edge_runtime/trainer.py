@@ -325,7 +325,7 @@ def serve(read_line: Callable[[], bytes], write: Callable[[bytes], object]) -> N
 
 
 def check(job: Job) -> Outcome:
-    """See whether the device's data loads, what memory is left with all that is imported, and how fast this machine is."""
+    """See whether the device's data loads, what memory is left beside it, and how fast this machine is."""
     try:
         split = data.load(job.data, Path(job.cache))
     except (ConfigError, DeviceError) as error:

@@ -34,7 +34,7 @@ class Device:
         self.down_bytes: list[int] = []
 
     def answer(self, task: Task, received: bytes) -> bytes:
-        run, setup = self.run, self.run.variant_of(self.name).setup
+        run, setup = self.run, (self.run.named(self.name) or self.run.others).setup
         layout = setup.model.layout
         client = run.parts.Client(run.settings, algorithm.Model(layout, None), self.state)  # type: ignore[arg-type]
         sparse = isinstance(client, algorithm.SparseClient)
@@ -172,7 +172,7 @@ def test_devices_with_parts_of_the_model_are_told_these_and_a_value_is_averaged_
     fleets: Any, name: str, settings: dict[str, Any], down: str
 ) -> None:
     fleet = fleets(name, settings, variants=WIDTHS, up="lossless", down=down, habit="synchronous")
-    cuts = {device: fleet.run.cut_of(device) for device in NAMES}
+    cuts = {device: fleet.coordinator._choices.cut_of(device) for device in NAMES}
     has = {device: np.ones(len(fleet.model), np.bool_) if cut is None else cut.bits for device, cut in cuts.items()}
     assert [int(has[device].sum()) for device in NAMES] == [25_450, 12_730, 6_370]
     for round_ in range(3):

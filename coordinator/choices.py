@@ -1,0 +1,106 @@
+"""What each device is given: by its name, or the most that fits what it says it has; and who is given nothing.
+
+A choice is made once, when a device is first heard of, and journalled: masks, grids and updates hang on it. A device
+that fits nothing is asked again whenever it says hello; so is one that has less than what was chosen needs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edge_runtime import coding, config, needs
+from edge_runtime.compression.submodel import Cut
+from edge_runtime.coordinator.journal import Journal
+from edge_runtime.coordinator.run import Run
+from edge_runtime.coordinator.variants import Option, Variant
+from edge_runtime.devices import budget
+from edge_runtime.devices.budget import Limits, Needs
+from edge_runtime.message import Hello
+
+_USUAL = "onnx"
+"""The backend of a device that does not say which it has."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What follows from a hello."""
+
+    lacking: str
+    """Why the device gets no task; empty: it gets one."""
+    chosen: str = ""
+    """Why it gets what it gets, if that was chosen just now."""
+
+
+class Choices:
+    """Which variant of a run each device has."""
+
+    def __init__(self, run: Run, journal: Journal) -> None:
+        self._run, self._journal = run, journal
+        self._options: Mapping[str, Option] = {option.name: option for option in run.options}
+
+    def variant_of(self, device: str) -> Variant:
+        """Give the run as a device sees it."""
+        option = self._option(device)
+        return self._run.named(device) or (option.variant if option else self._run.others)
+
+    def cut_of(self, device: str) -> Cut | None:
+        """Say what a device has of the model; None: all of it."""
+        return self.variant_of(device).cut
+
+    def down_of(self, device: str) -> str:
+        """Say how a device is told of the model."""
+        option = None if self._run.named(device) else self._option(device)
+        return option.down if option else self._run.config.down
+
+    def _option(self, device: str) -> Option | None:
+        return self._options.get(self._journal.chosen(device))
+
+    def hear(self, device: str, hello: Hello) -> Heard:
+        """Choose for a device, if that was not done yet, and see whether it can do what it would be given."""
+        limits = Limits(hello.room, hello.step_ms, hello.reference_us / 1000, hello.round_bytes)
+        backend = hello.backend or _USUAL
+        if self._run.named(device) or not self._options or self._option(device):
+            variant, down = self.variant_of(device), self.down_of(device)
+            lacking = budget.lacking(self._needs(variant, down, backend), limits)
+            return Heard(lacking and f"{_part(variant)}: {lacking}")
+        lacking, larger = "", ""
+        for option in self._options.values():
+            lacking = budget.lacking(self._needs(option.variant, option.down, backend), limits)
+            if not lacking:
+                why = f"{_given(option)}{larger and f'; more does not fit: {larger}'}"
+                self._journal.choose(device, option.name, why)
+                return Heard("", why)
+            larger = f"{_given(option)}: {lacking}"
+        smallest = f"nothing fits; the smallest that there is, {larger}"
+        self._journal.choose(device, "", smallest)
+        return Heard(smallest)
+
+    def _needs(self, variant: Variant, down: str, backend: str) -> Needs:
+        """Reckon what a task takes."""
+        parts, setup = self._run.parts, variant.setup
+        settings = config.build(parts.Config, dict(setup.config), "setup")
+        density, batch = needs.density_of(parts, settings), needs.batch_of(settings)
+        card, held = setup.own or setup.model, variant.memory
+        passes = held.fixed + batch * held.per_sample if held else 0
+        memory = needs.memory_bytes(
+            variant.costs, passes, backend, density, batch, card.layout.size, parts.Client.own_model
+        )
+        step = variant.costs and budget.estimate(variant.costs, backend, density, batch)
+        return Needs(memory, step.step if step else None, self._round_bytes(setup, density, down))
+
+    def _round_bytes(self, setup: Any, density: float, down: str) -> int:
+        layout = setup.model.layout
+        told, said = coding.parse(down, "run: down"), coding.parse(setup.up, "run: up")
+        return needs.round_bytes(layout.size, len(layout.names), density, told, said)
+
+
+def _given(option: Option) -> str:
+    ways = f"model {option.down}, updates {option.variant.setup.up}"
+    return f"{_part(option.variant, option.width)}, {ways}"
+
+
+def _part(variant: Variant, width: float = 1.0) -> str:
+    size = f"{(variant.setup.own or variant.setup.model).layout.size:,} parameters"
+    if variant.cut is None:
+        return f"the whole model of {size}"
+    return f"{width:g} of the channels, {size}" if width < 1 else f"a part of {size}"
