@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edge_runtime import coding, config, needs
+from edge_runtime import coding, config
+from edge_runtime import needs as reckoning
 from edge_runtime.compression.submodel import Cut
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import Run
@@ -61,11 +62,11 @@ class Choices:
         backend = hello.backend or _USUAL
         if self._run.named(device) or not self._options or self._option(device):
             variant, down = self.variant_of(device), self.down_of(device)
-            lacking = budget.lacking(self._needs(variant, down, backend), limits)
+            lacking = budget.lacking(self.needs(variant, down, backend), limits)
             return Heard(lacking and f"{_part(variant)}: {lacking}")
         lacking, larger = "", ""
         for option in self._options.values():
-            lacking = budget.lacking(self._needs(option.variant, option.down, backend), limits)
+            lacking = budget.lacking(self.needs(option.variant, option.down, backend), limits)
             if not lacking:
                 why = f"{_given(option)}{larger and f'; more does not fit: {larger}'}"
                 self._journal.choose(device, option.name, why)
@@ -75,14 +76,14 @@ class Choices:
         self._journal.choose(device, "", smallest)
         return Heard(smallest)
 
-    def _needs(self, variant: Variant, down: str, backend: str) -> Needs:
+    def needs(self, variant: Variant, down: str, backend: str) -> Needs:
         """Reckon what a task takes."""
         parts, setup = self._run.parts, variant.setup
         settings = config.build(parts.Config, dict(setup.config), "setup")
-        density, batch = needs.density_of(parts, settings), needs.batch_of(settings)
+        density, batch = reckoning.density_of(parts, settings), reckoning.batch_of(settings)
         card, held = setup.own or setup.model, variant.memory
         passes = held.fixed + batch * held.per_sample if held else 0
-        memory = needs.memory_bytes(
+        memory = reckoning.memory_bytes(
             variant.costs, passes, backend, density, batch, card.layout.size, parts.Client.own_model
         )
         step = variant.costs and budget.estimate(variant.costs, backend, density, batch)
@@ -91,7 +92,7 @@ class Choices:
     def _round_bytes(self, setup: Any, density: float, down: str) -> int:
         layout = setup.model.layout
         told, said = coding.parse(down, "run: down"), coding.parse(setup.up, "run: up")
-        return needs.round_bytes(layout.size, len(layout.names), density, told, said)
+        return reckoning.round_bytes(layout.size, len(layout.names), density, told, said)
 
 
 def _given(option: Option) -> str:

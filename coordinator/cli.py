@@ -295,6 +295,9 @@ def _add_export(commands: Any) -> None:
         help="which channels that part has: the first, those of the largest magnitude, or those without which the loss "
         "on the training samples of --data would change most",
     )
+    export.add_argument(
+        "--no-costs", action="store_true", help="do not measure what it costs: a minute less, but no [run] widths"
+    )
     export.add_argument("--seed", type=int, default=0, metavar="N", help="of the initial parameters (default 0)")
     export.add_argument("--json", action="store_true", help="for scripts")
     add_data(export)
@@ -310,6 +313,12 @@ def _export(options: argparse.Namespace) -> None:
         command += ["--private", pattern]
     command += run_cli.data_flags(options)
     run_cli.start("bundle", command + (["--json"] if options.json else []))
+    if not options.no_costs:
+        from edge_runtime import bundle, costs
+        from edge_runtime.coordinator import bench_costs
+
+        folders = [options.out, *(bundle.part_folder(options.out, width) for width in options.width)]
+        bench_costs.measure([str(folder) for folder in folders], costs.Grid(repeats=1), config.environment(1))
 
 
 def _finish(done: tuple[dict[str, Any], Path], as_json: bool) -> None:

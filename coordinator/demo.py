@@ -202,6 +202,7 @@ def _report(outcomes: list[Outcome], names: list[str], extra: dict[str, Any], fo
             started=outcome.started,
             wall_s=outcome.wall_s,
             devices=tuple(names),
+            choices=outcome.choices,
             rejected=tuple(outcome.rejected),
         )
         reports.append(report.build(info, outcome.rows, tuple(reports)))

@@ -107,6 +107,8 @@ class RunInfo:
     wall_s: float | None = None
     devices: tuple[str, ...] = ()
     """Ids that the report must list even if they never answered."""
+    choices: Mapping[str, str] = field(default_factory=dict)
+    """What the coordinator chose for devices by their budgets, and why."""
     rejected: tuple[tuple[int, str, str], ...] = ()
     """Round, device and reason of every update that was thrown out."""
     versions: Mapping[str, str] = field(default_factory=versions)
@@ -145,7 +147,7 @@ def _devices(run: RunInfo, rows: Sequence[Row]) -> list[dict[str, Any]]:
     by_device: dict[str, list[Row]] = {device: [] for device in run.devices}
     for row in rows:
         by_device.setdefault(row.device, []).append(row)
-    for _, device, _ in run.rejected:
+    for device in (*(device for _, device, _ in run.rejected), *run.choices):
         by_device.setdefault(device, [])
     return [_device(run, device, by_device[device]) for device in sorted(by_device)]
 
@@ -163,6 +165,7 @@ def _device(run: RunInfo, device: str, rows: list[Row]) -> dict[str, Any]:
     }
     return {
         "id": device,
+        "choice": run.choices.get(device),
         "training_rounds": len(train),
         "rejected": sum(device == who for _, who, _ in run.rejected),
         **means,

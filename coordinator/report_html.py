@@ -97,9 +97,15 @@ def _devices(report: Report) -> str:
         ("peak memory", "peak_rss_bytes", units.size),
         ("samples", "train_samples", lambda value: "–" if value is None else f"{value:,}"),
     )
-    head = ["device", *(name for name, _, _ in columns), "CPU per round"]
+    chosen = any(device["choice"] for device in report["devices"])
+    head = ["device", *(name for name, _, _ in columns), "CPU per round", *(["given"] if chosen else [])]
     rows = (
-        [device["id"], *(say(device[key]) for _, key, say in columns), units.duration(device["times"]["cpu_s"])]
+        [
+            device["id"],
+            *(say(device[key]) for _, key, say in columns),
+            units.duration(device["times"]["cpu_s"]),
+            *([device["choice"] or "–"] if chosen else []),
+        ]
         for device in report["devices"]
     )
     return _table(head, rows)

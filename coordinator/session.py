@@ -35,6 +35,8 @@ class Outcome:
     started: str
     wall_s: float
     broker: str
+    choices: dict[str, str]
+    """What was chosen for devices by their budgets, and why."""
 
 
 def over_mqtt(run: Run, link: Link, folder: Path, broker: str, watch: Watch) -> Outcome:
@@ -56,11 +58,12 @@ def over_mqtt(run: Run, link: Link, folder: Path, broker: str, watch: Watch) -> 
         inbox.start()
         serve(coordinator, inbox, transport, run.deadline_s, watch)
         rows, rejected = figures.rows(journal.accepted(), run), journal.rejected()
+        choices = journal.choices()
         _keep_model(folder, coordinator)
     finally:
         transport.close()
         journal.close()
-    return Outcome(run, run_id, rows, rejected, started, time.monotonic() - since_s, broker)
+    return Outcome(run, run_id, rows, rejected, started, time.monotonic() - since_s, broker, choices)
 
 
 def in_memory(run: Run, scene: Scene, folder: Path, watch: Watch) -> Outcome:
@@ -72,10 +75,11 @@ def in_memory(run: Run, scene: Scene, folder: Path, watch: Watch) -> Outcome:
         run_id = _identify(journal, run, name)
         coordinator = simulate(run, run_id, scene, journal, watch)
         rows, rejected = figures.rows(journal.accepted(), run), journal.rejected()
+        choices = journal.choices()
         _keep_model(folder, coordinator)
     finally:
         journal.close()
-    return Outcome(run, run_id, rows, rejected, started, time.monotonic() - since_s, "loopback")
+    return Outcome(run, run_id, rows, rejected, started, time.monotonic() - since_s, "loopback", choices)
 
 
 def _keep_model(folder: Path, coordinator: Coordinator) -> None:

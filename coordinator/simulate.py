@@ -8,8 +8,8 @@ import fnmatch
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edge_runtime import algorithm, trainer, wire
@@ -92,6 +92,12 @@ class Scene:
     attack: Attack = _HONEST
     only: str = "*"
     """A pattern of those devices that take part."""
+    hellos: Mapping[str, Hello] = field(default_factory=dict)
+    """What devices say of themselves, by id; those that are not there say what `compute` has."""
+
+    def hello(self, device: str) -> Hello:
+        """Say what a device says of itself."""
+        return self.hellos.get(device, Hello("simulated", room=self.compute.memory_mb * 1_000_000))
 
 
 def simulate(
@@ -162,13 +168,15 @@ def _devices(bus: Loopback, run: Run, scene: Scene, coordinator: Coordinator) ->
     for part, name in enumerate(scene.devices):
         if not fnmatch.fnmatchcase(name, scene.only):
             continue
-        job = trainer.Job(name, replace(scene.data, part=part), str(scene.cache), scene.compute, scene.factories)
+        hello = scene.hello(name)
+        compute = replace(scene.compute, memory_mb=hello.room // 1_000_000)
+        job = trainer.Job(name, replace(scene.data, part=part), str(scene.cache), compute, scene.factories)
         store = MemoryStore()
         workshop = crooked if name in liars else honest
         work = functools.partial(trainer.work, job, store=store, workshop=workshop)
         task_s = functools.partial(scene.pace.task_s, seed, name, slow=name in slow)
         report = functools.partial(_report, adversary, name in liars, name, coordinator)
-        yield _device(bus, run.config.fleet, name, store, InlineTrainer(bus, task_s, work, report))
+        yield _device(bus, run.config.fleet, name, store, InlineTrainer(bus, task_s, work, report), hello)
 
 
 def _report(
@@ -187,7 +195,7 @@ def _report(
     return replace(outcome, payload=adversary.forge(name, task.round, outcome.payload, cohort))
 
 
-def _device(bus: Loopback, fleet: str, name: str, store: MemoryStore, inline: InlineTrainer) -> Device:
+def _device(bus: Loopback, fleet: str, name: str, store: MemoryStore, inline: InlineTrainer, hello: Hello) -> Device:
     end = bus.end()
 
     def send(message: Message) -> bool:
@@ -198,7 +206,7 @@ def _device(bus: Loopback, fleet: str, name: str, store: MemoryStore, inline: In
     def figures(run: str) -> dict[str, float]:  # noqa: ARG001
         return {**_figures(end), "virtual-s": bus.now_s}
 
-    device = Device(store, inline, send, Hello("simulated"), figures, circle, TopicTuner(fleet, end))
+    device = Device(store, inline, send, hello, figures, circle, TopicTuner(fleet, end))
     inline.attach(device.finished)
 
     def receive(topic: str, payload: bytes) -> None:

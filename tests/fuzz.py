@@ -198,7 +198,9 @@ def _messages() -> Iterator[Target]:
     yield Target("evaluation", lambda data: wire.decode_evaluation(data, _LAYOUT), (asked,))
     blob = message.Blob("ab" * 32, 5_000_000)
     spoken = (
-        message.Hello("boot", "step:2"),
+        message.Hello(
+            "boot", "step:2", backend="onnx", room=80_000_000, reference_us=900, step_ms=50, round_bytes=9_000
+        ),
         message.Task("run", 1, 2, "train", "", blob, blob),
         message.Offer("run", 2, "train", blob, {"accuracy": 0.5}),
         message.Need("ab" * 32, (0, 1, 2)),

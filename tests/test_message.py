@@ -26,7 +26,7 @@ from edge_runtime.message import (
 DIGEST = "ab" * 32
 BLOB = Blob(DIGEST, 150_000)
 MESSAGES = [
-    Hello("boot"),
+    Hello("boot", backend="onnx", room=80_000_000, reference_us=900, step_ms=50, round_bytes=9_000),
     Welcome("run"),
     Task("run", 1, 2, "train", "", BLOB, BLOB),
     Task("run", 1, 2, "evaluate", DIGEST, BLOB, BLOB),
@@ -97,6 +97,17 @@ def test_a_damaged_message_is_refused_or_is_another_message(which: int, choose: 
 )
 def test_a_task_with_a_wrong_field_is_refused(change: dict[str, object]) -> None:
     record = {**json.loads(encode(MESSAGES[2])), **change}  # type: ignore[arg-type]
+    with pytest.raises(DecodeError):
+        decode(json.dumps(record).encode())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"room": -1}, {"room": 2**53}, {"room": 1.5}, {"room": None}, {"backend": "a\nb"}, {"step_ms": True}, {"ram": 1}],
+    ids=str,
+)
+def test_a_hello_with_a_wrong_field_is_refused(change: dict[str, object]) -> None:
+    record = {**json.loads(encode(MESSAGES[0])), **change}  # type: ignore[arg-type]
     with pytest.raises(DecodeError):
         decode(json.dumps(record).encode())
 

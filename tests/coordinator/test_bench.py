@@ -45,6 +45,8 @@ def measurement(plan: Plan, step_ms: float, over_bytes: int = 30) -> Measurement
         step_ms_p10=step_ms - 1,
         step_ms_median=step_ms,
         step_ms_p90=step_ms + 1,
+        step_cpu_ms=step_ms,
+        reference_ms=1.0,
     )
 
 
@@ -149,7 +151,8 @@ def test_real_measurements_become_json_with_progress_on_stderr(kind: str) -> Non
     found = {"step_ms_median", "step_ms_p10", "step_ms_p90", "ratio_to_torch"}
     if kind == "memory":
         found = {"baseline_rss_bytes", "peak_rss_bytes", "over_baseline_bytes", "floor_bytes", "peak_was_reset"}
-        found |= {"ratio_to_floor", "ratio_to_dense", "with_agent_bytes"}
+        found |= {"ratio_to_floor", "ratio_to_dense", "with_agent_bytes", "step_cpu_ms"}
+        found |= {"estimate_bytes", "estimate_error", "estimate_step_ms", "estimate_step_error"}
     assert [set(row) for row in record["rows"]] == [asked | found]
 
 

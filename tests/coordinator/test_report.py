@@ -198,7 +198,7 @@ def test_the_schema_of_version_one_has_these_keys_and_types() -> None:
     assert {key: type(value) for key, value in made.items()} == top
     assert made["schema"] == "edge-runtime/report/1"
     assert made["model"] == {"name": "watch-cnn", "parameters": 1000}
-    assert set(made["devices"][0]) == {"id", "training_rounds", "rejected", "times", *report.METRICS}
+    assert set(made["devices"][0]) == {"id", "choice", "training_rounds", "rejected", "times", *report.METRICS}
     assert set(made["summary"]) == {"times", *report.METRICS}
     every = [*(made["summary"][name] for name in report.METRICS), *made["summary"]["times"].values()]
     assert all(set(stats) == {"mean", "p10", "p50", "p90"} for stats in every)
