@@ -68,13 +68,20 @@ class Choices:
         for option in self._options.values():
             lacking = budget.lacking(self.needs(option.variant, option.down, backend), limits)
             if not lacking:
-                why = f"{_given(option)}{larger and f'; more does not fit: {larger}'}"
+                why = f"{self._given(option)}{larger and f'; more does not fit: {larger}'}"
                 self._journal.choose(device, option.name, why)
                 return Heard("", why)
-            larger = f"{_given(option)}: {lacking}"
+            larger = f"{self._given(option)}: {lacking}"
         smallest = f"nothing fits; the smallest that there is, {larger}"
         self._journal.choose(device, "", smallest)
         return Heard(smallest)
+
+    def _given(self, option: Option) -> str:
+        part = _part(option.variant, option.width)
+        usual = option.down, option.variant.setup.up
+        if usual == (self._run.config.down, self._run.config.up):
+            return part
+        return f"{part}, told in {usual[0]} and telling in {usual[1]}"
 
     def needs(self, variant: Variant, down: str, backend: str) -> Needs:
         """Reckon what a task takes."""
@@ -93,11 +100,6 @@ class Choices:
         layout = setup.model.layout
         told, said = coding.parse(down, "run: down"), coding.parse(setup.up, "run: up")
         return reckoning.round_bytes(layout.size, len(layout.names), density, told, said)
-
-
-def _given(option: Option) -> str:
-    ways = f"model {option.down}, updates {option.variant.setup.up}"
-    return f"{_part(option.variant, option.width)}, {ways}"
 
 
 def _part(variant: Variant, width: float = 1.0) -> str:

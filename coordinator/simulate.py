@@ -169,7 +169,7 @@ def _devices(bus: Loopback, run: Run, scene: Scene, coordinator: Coordinator) ->
         if not fnmatch.fnmatchcase(name, scene.only):
             continue
         hello = scene.hello(name)
-        compute = replace(scene.compute, memory_mb=hello.room // 1_000_000)
+        compute = replace(scene.compute, memory_mb=-(-hello.room // 1_000_000))
         job = trainer.Job(name, replace(scene.data, part=part), str(scene.cache), compute, scene.factories)
         store = MemoryStore()
         workshop = crooked if name in liars else honest

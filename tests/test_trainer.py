@@ -2,12 +2,13 @@
 
 import dataclasses
 import hashlib
+import math
 import re
 
 import numpy as np
 import pytest
 
-from edge_runtime import config, models, narrow, personal, setup, trainer, wire
+from edge_runtime import bundle, config, costs, models, narrow, needs, personal, setup, trainer, wire
 from edge_runtime.algorithm import Fitted
 from edge_runtime.algorithms import fedavg
 from edge_runtime.backends import load
@@ -15,6 +16,7 @@ from edge_runtime.compression import submodel
 from edge_runtime.compute import Compute
 from edge_runtime.coordinator.run import RunConfig, prepare
 from edge_runtime.data import DataConfig
+from edge_runtime.devices.profile import profile
 from edge_runtime.errors import DecodeError
 from edge_runtime.message import Blob, Task
 from edge_runtime.store import MemoryStore
@@ -27,7 +29,12 @@ LAYOUT = models.find("watch-cnn").layout
 
 
 def work(
-    description: setup.Setup, up: str = "", store: MemoryStore | None = None, phase: str = "train", keep: bool = False
+    description: setup.Setup,
+    up: str = "",
+    store: MemoryStore | None = None,
+    phase: str = "train",
+    keep: bool = False,
+    compute: Compute = Compute("numpy"),  # noqa: B008  # frozen
 ) -> Outcome:
     store = store or MemoryStore()
     down = wire.encode(fedavg.Down(0, models.initial(models.find("watch-cnn"), 0)))
@@ -36,8 +43,27 @@ def work(
     for data in (setup.encode(description), down):
         blobs.append(Blob(hashlib.sha256(data).hexdigest(), len(data)))
         store.blobs[blobs[-1].digest] = data
-    job = trainer.Job("device", DataConfig(labels_per_class=1), str(config.cache_folder()), Compute("numpy"), up=up)
+    job = trainer.Job("device", DataConfig(labels_per_class=1), str(config.cache_folder()), compute, up=up)
     return trainer.work(job, Task("run", 1, 0, phase, "", *blobs), store, keep=keep)
+
+
+def test_a_task_is_refused_by_the_estimate_that_the_coordinator_goes_by() -> None:
+    pytest.importorskip("onnxruntime")
+    known = costs.read(bundle.built_in_folder("watch-cnn"))
+    needed = needs.memory_bytes(known, 0, "onnx", 1.0, 4, LAYOUT.size, own=False)
+    enough_mb = math.ceil(needed / 1e6)
+    assert work(DESCRIPTION, compute=Compute("onnx", memory_mb=enough_mb)).reason == ""
+    refused = work(DESCRIPTION, compute=Compute("onnx", memory_mb=enough_mb - 1)).reason
+    assert f"needs up to {enough_mb} MB for batches of 4, and {enough_mb - 1} MB are free here" in refused
+
+
+def test_a_device_says_before_its_first_task_what_memory_it_has_and_how_fast_it_is() -> None:
+    job = trainer.Job("device", DataConfig(labels_per_class=1), str(config.cache_folder()), Compute(memory_mb=1))
+    found = trainer.check(job).metrics
+    assert found["room-bytes"] == 1_000_000
+    assert found["reference-ms"] > 0
+    free = trainer.check(dataclasses.replace(job, compute=Compute())).metrics["room-bytes"]
+    assert 0 < free <= (profile().ram_bytes or math.inf)
 
 
 def with_layout(layout: Layout) -> setup.Setup:
