@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -10,6 +11,7 @@ from rich.table import Table
 from edge_runtime import costs
 from edge_runtime.devices import budget
 from edge_runtime.devices.budget import Costs
+from edge_runtime.errors import ConfigError
 from edge_runtime.measure_process import Measurement
 
 Record = dict[str, Any]
@@ -24,9 +26,20 @@ def measure(models: Sequence[str], grid: costs.Grid, environment: Mapping[str, s
     found = {}
     for model, folder in folders.items():
         made = costs.calibrate(model, grid, environment, lambda said: print(said, file=sys.stderr))
-        costs.write(made, folder)
+        costs.write(_with_others(made, folder), folder)
         found[model] = budget.record(made)
     return found
+
+
+def _with_others(made: Costs, folder: Path) -> Costs:
+    """Keep what was measured of other backends before."""
+    try:
+        before = costs.read(folder)
+    except ConfigError:  # damaged: to be made anew
+        before = None
+    backends = {point.backend for point in made.points}
+    others = tuple(point for point in before.points if point.backend not in backends) if before else ()
+    return Costs(made.machine, (*others, *made.points))
 
 
 def estimates(measured: Sequence[Measurement]) -> list[Record]:

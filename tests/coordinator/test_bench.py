@@ -5,13 +5,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from edge_runtime import config, measure_process
+from edge_runtime import bundle, config, costs, measure_process
 from edge_runtime.compute import Compute
-from edge_runtime.coordinator import bench
+from edge_runtime.coordinator import bench, bench_costs
 from edge_runtime.errors import ConfigError
 from edge_runtime.measure_process import Measurement, Plan
 
@@ -132,6 +133,31 @@ def test_a_peak_that_could_not_start_anew_is_told(asked: list[Plan], monkeypatch
     said = " ".join(shown(bench.memory([[plan]], {})).split())
 
     assert "cannot start a peak anew" in said
+
+
+def test_what_is_measured_is_shown_beside_what_was_estimated(asked: list[Plan], tmp_path: Path) -> None:
+    for name, content in bundle.files(bundle.built_in("linear")).items():
+        (tmp_path / name).write_bytes(content)
+    model = str(tmp_path)
+    grid = costs.Grid(("onnx",), (4,), (1.0,), repeats=3)
+    bench_costs.measure([model], grid, {})  # finds steps of 1, 2 and 3 references, and 10 bytes
+    bench_costs.measure([model], replace(grid, backends=("torch",)), {})
+    assert [plan.compute.backend for plan in asked] == ["onnx"] * 3 + ["torch"] * 3
+
+    record = bench.memory(bench.plans(replace(GRID, models=(model,))), {})
+
+    onnx, torch = record["rows"]
+    assert (onnx["estimate_bytes"], onnx["estimate_error"], onnx["estimate_step_ms"]) == (10, 0, 2)
+    assert (torch["estimate_step_ms"], torch["estimate_step_error"]) == (5, 5 / 8 - 1)
+    table = bench_costs.table(record)
+    assert table is not None
+    assert "at most 0% off in memory and 71% in time, of 2" in str(table.caption)
+
+
+def test_without_costs_there_is_no_estimate(asked: list[Plan]) -> None:
+    record = bench.memory(bench.plans(replace(GRID, backends=("numpy",))), {})
+    assert record["rows"][0]["estimate_bytes"] is None
+    assert bench_costs.table(record) is None
 
 
 @pytest.mark.parametrize("kind", ["step", "memory"])
