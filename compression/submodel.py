@@ -157,6 +157,15 @@ def chosen(structure: Structure, width: float, importance: NDArray[np.floating])
     return _cut(structure, width, [units_of(structure, group, importance) for group in structure.groups])
 
 
+def rechosen(cut: Cut, worth: Sequence[NDArray[np.floating]]) -> Cut:
+    """Keep as many units of every group as a cut does, those worth most [units], of equals the first.
+
+    What is left has the shapes of what the cut leaves, and the same graphs compute it.
+    """
+    kept = [_best(rank, int(np.count_nonzero(held))) for rank, held in zip(worth, cut.kept, strict=True)]
+    return Cut(cut.structure, tuple(kept))
+
+
 def units_of(structure: Structure, group: Group, values: NDArray[np.floating]) -> NDArray[np.float64]:
     """Sum values [size] of the model over those that belong to each unit of a group [units]."""
     sums = np.zeros(group.units)
@@ -173,12 +182,14 @@ def units_of(structure: Structure, group: Group, values: NDArray[np.floating]) -
 def _cut(structure: Structure, width: float, ranks: Sequence[NDArray[np.generic]]) -> Cut:
     if not 0 < width <= 1:
         raise ValueError(f"width must be above 0 and at most 1, not {width:g}")
-    kept = []
-    for group, rank in zip(structure.groups, ranks, strict=True):
-        some = np.zeros(group.units, np.bool_)
-        some[np.argsort(-rank.astype(np.float64), kind="stable")[: max(1, round(width * group.units))]] = True
-        kept.append(some)
-    return Cut(structure, tuple(kept))
+    pairs = zip(structure.groups, ranks, strict=True)
+    return Cut(structure, tuple(_best(rank, max(1, round(width * group.units))) for group, rank in pairs))
+
+
+def _best(rank: NDArray[np.generic], number: int) -> Bits:
+    best = np.zeros(len(rank), np.bool_)
+    best[np.argsort(-rank.astype(np.float64), kind="stable")[:number]] = True
+    return best
 
 
 def within(bits: Bits, some: Bits) -> Bits:

@@ -23,6 +23,8 @@ class Plan:
     """The part of the cohort that must have answered for a round to close at its deadline."""
     evaluate: bool = True
     """Whether all devices evaluate the final model after the last round."""
+    score: bool = False
+    """Whether devices that are to have a part say before the first round which channels matter to them."""
     max_blob: int = 1 << 30
     """Largest update that is let in, bytes."""
     decentralised: bool = False

@@ -4,22 +4,30 @@ A choice is made once, when a device is first heard of, and journalled: masks, g
 that fits nothing is asked again whenever it says hello; so is one that has less than what was chosen needs.
 """
 
+import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edge_runtime import coding, config
+from edge_runtime import coding, config, importance
 from edge_runtime import needs as reckoning
+from edge_runtime.compression import submodel
 from edge_runtime.compression.submodel import Cut
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import Run
 from edge_runtime.coordinator.variants import Option, Variant
 from edge_runtime.devices import budget
 from edge_runtime.devices.budget import Limits, Needs
+from edge_runtime.errors import DecodeError
 from edge_runtime.message import Hello
+from edge_runtime.tree import Flat
 
 _USUAL = "onnx"
 """The backend of a device that does not say which it has."""
+
+_KEPT_PARTS = 8
+"""Parts that devices chose, at hand: each has a bit for every parameter."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +46,40 @@ class Choices:
     def __init__(self, run: Run, journal: Journal) -> None:
         self._run, self._journal = run, journal
         self._options: Mapping[str, Option] = {option.name: option for option in run.options}
+        self._with_part = functools.lru_cache(_KEPT_PARTS)(self._own_part)
 
     def variant_of(self, device: str) -> Variant:
         """Give the run as a device sees it."""
+        variant, own = self._given(device), self._journal.part(device) if self._run.scores else b""
+        return self._with_part(variant, own) if own else variant
+
+    def _given(self, device: str) -> Variant:
         option = self._option(device)
         return self._run.named(device) or (option.variant if option else self._run.others)
+
+    def _own_part(self, variant: Variant, own: bytes) -> Variant:
+        if variant.cut is None:
+            raise AssertionError("a device without a part has chosen its channels")
+        return dataclasses.replace(variant, cut=submodel.decode(own, variant.cut.structure))
+
+    def task(self, device: str, values: Flat) -> bytes:
+        """Ask a device that is to have a part which channels of the model, with these values, matter to it."""
+        cut = self._given(device).cut
+        if cut is None:
+            raise AssertionError("a device with the whole model is asked for a part")
+        return importance.encode_task(cut, values)
+
+    def score(self, device: str, data: bytes) -> None:
+        """Give a device the channels that matter most to it, of what it says.
+
+        Raises:
+            DecodeError: that makes no sense.
+        """
+        cut = self._given(device).cut
+        if cut is None:
+            raise DecodeError("score: this device has the whole model")
+        worth = importance.decode_scores(data, cut.structure)
+        self._journal.keep_part(device, submodel.encode(submodel.rechosen(cut, worth)))
 
     def cut_of(self, device: str) -> Cut | None:
         """Say what a device has of the model; None: all of it."""

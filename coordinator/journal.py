@@ -40,6 +40,8 @@ CREATE TABLE IF NOT EXISTS upload (
     metrics TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', PRIMARY KEY (round, phase, device)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS choice (
     device TEXT PRIMARY KEY, name TEXT NOT NULL, why TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS part (
+    device TEXT PRIMARY KEY, cut BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS assignment (
     device TEXT PRIMARY KEY, round INTEGER NOT NULL, task BLOB NOT NULL, down TEXT NOT NULL) WITHOUT ROWID;
 """
@@ -154,6 +156,16 @@ class Journal:
     def choices(self) -> dict[str, str]:
         """Say of every device for which something was chosen what, and why."""
         return dict(self._database.execute("SELECT device, why FROM choice"))
+
+    def keep_part(self, device: str, cut: bytes) -> None:
+        """Make durable which channels a device has that has chosen them."""
+        with self._transaction():
+            self._database.execute("INSERT OR REPLACE INTO part VALUES (?, ?)", (device, cut))
+
+    def part(self, device: str) -> bytes:
+        """Read which channels a device has that has chosen them; empty: it has not."""
+        row = self._database.execute("SELECT cut FROM part WHERE device = ?", (device,)).fetchone()
+        return bytes(row[0]) if row else b""
 
     def base(self, device: str) -> str:
         """Name the last update of a device that was applied; empty: none."""

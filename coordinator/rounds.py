@@ -6,6 +6,7 @@
 * An update is durable before it is acknowledged: `Accept` journals it, and only then `accepted` speaks of its fate.
 * Which updates count is decided by the journal's primary key (run, round, device), not by memory; `Look` answers for
   rounds that are over.
+* What comes before the first round (`score`) and after the last (`evaluate`) is a round like any other, of that phase.
 * After a crash the same round goes on with the same cohort and what the journal holds of it.
 
 A synchronous run closes a round when its cohort has answered, or at the deadline with a quorum. So does the only round
@@ -151,9 +152,9 @@ class RoundsCore:
         return self._uploads.recalled(device, offer, have)
 
     def opened(self, cohort: tuple[str, ...]) -> list[Action]:
-        """Go on after `Sample`."""
+        """Go on after `Sample`; a round that nobody need take part in is over."""
         self.progress.cohort = cohort
-        return self._assign_all()
+        return self._assign_all() if cohort else self._close()
 
     def closed(self) -> list[Action]:
         """Go on after `Close`: with the next round, the evaluation, or the end."""
@@ -168,6 +169,8 @@ class RoundsCore:
     def following(self) -> Progress:
         """Say where the run stands once the open round has closed."""
         now = self.progress
+        if now.phase == "score":
+            return Progress(now.round, "train", known=now.known)
         if now.phase != "train":
             return Progress(now.round, now.phase, known=now.known, finished=True)
         if now.round + 1 < self.plan.rounds:
@@ -200,7 +203,8 @@ class RoundsCore:
         return self._uploads.begin(device, offer)
 
     def _on_refuse(self, device: str, refuse: Refuse) -> list[Action]:
-        if (refuse.run, refuse.round) != (self.plan.run, self.progress.round) or device not in self.missing():
+        open_ = self.plan.run, self.progress.round, self.progress.phase
+        if (refuse.run, refuse.round, refuse.phase) != open_ or device not in self.missing():
             return []
         if refuse.lost:
             self._fresh.add(device)

@@ -66,6 +66,8 @@ class RunConfig:
     widths: str = ""
     """Parts of the model that the coordinator may choose from for each device by its budget, `1,0.5,0.25`; empty: it
     chooses nothing."""
+    importance: str = "first"
+    """Which channels a part has: the `first`, or by the `gradients` of the device that is to have it."""
     codings: str = ""
     """Cheaper ways to travel that it may choose beside, `bf16,step:0.5`, for devices with few bytes for a round."""
     collect: bool = False
@@ -89,6 +91,8 @@ class RunConfig:
                 raise ConfigError(f"run: {name} must be at least {low}, not {getattr(self, name)}")
         for name in ("up", "down"):
             coding.parse(getattr(self, name), f"run: {name}")
+        if self.importance not in ("first", "gradients"):
+            raise ConfigError(f"run: importance must be first or gradients, not {self.importance!r}")
         if self.rounding not in ("nearest", "stochastic"):
             raise ConfigError(f"run: rounding must be nearest or stochastic, not {self.rounding!r}")
         if not 1 <= self.chunk_bytes <= MAX_CHUNK_BYTES:
@@ -128,6 +132,11 @@ class Run:
         """Say how long the coordinator waits for a round; those of a decentralised run are one to it."""
         return self.config.deadline_s * (self.config.rounds + 1 if self.config.habit == "decentralised" else 1)
 
+    @property
+    def scores(self) -> bool:
+        """Say whether devices are asked which channels matter to them."""
+        return self.config.importance == "gradients"
+
     def start(self, devices: tuple[str, ...]) -> Start:
         """Say what these devices must know to go through a decentralised run; its algorithm has a topology."""
         part, limit = self.config, self.plan("", 0).max_blob
@@ -145,6 +154,7 @@ class Run:
             part.cohort,
             part.quorum,
             part.evaluate,
+            self.scores,
             max_blob=(1 << 16) + 16 * max(len(self.initial), algorithm.wire_values(self.settings)),
             decentralised=part.habit == "decentralised",
             asynchronous=part.habit == "asynchronous",
@@ -200,7 +210,20 @@ def prepare(
     frame = variants.Frame(parts, description, table, run.model, isinstance(server, CutServer))
     made = tuple(variants.make(frame, name, variants.table(name, own)) for name, own in tables.items())
     chosen = variants.options(frame, run.widths, run.codings, run.down)
+    if run.importance == "gradients":
+        _check_scores(card, any(one.cut for one in (*made, *(option.variant for option in chosen))))
     return Run(run, parts, settings, description, initial, made, chosen)
+
+
+def _check_scores(card: ModelCard, cuts: bool) -> None:
+    """Refuse to ask which channels matter where no answer would mean anything."""
+    if not cuts:
+        raise ConfigError("run: importance: all devices have the whole model; give some a width, or leave it out")
+    if card.drawn:
+        raise ConfigError(
+            f"run: importance: {card.name} begins at random, so that none of its channels matters more; take a bundle "
+            "of a module that was trained before, or leave it out"
+        )
 
 
 def _habit(run: RunConfig, parts: Algorithm) -> str:

@@ -104,8 +104,8 @@ class Coordinator:
             journal: the durable side.
             post: the network; may lose what it is given.
         """
-        if plan.decentralised and journal.get("phase") is None:
-            journal.set("phase", "peers")
+        if journal.get("phase") is None and (plan.decentralised or plan.score):
+            journal.set("phase", "peers" if plan.decentralised else "score")
         self.core: RoundsCore | VersionsCore = _core(plan, journal.progress(plan.asynchronous))
         self.journal = journal
         self.garbage: dict[str, int] = {}
@@ -244,7 +244,7 @@ class Coordinator:
         actions: list[Action] = [Tell(device, Welcome(self.core.plan.run))]
         if device in self.core.missing():
             number = self.core.progress.issued.get(device, self.core.progress.round)
-            refuse = Refuse(self.core.plan.run, number, False, heard.lacking[:500])
+            refuse = Refuse(self.core.plan.run, number, False, heard.lacking[:500], self.core.progress.phase)
             actions += self.core.handle(device, refuse)
         self.core.online.discard(device)
         self._do(actions)
@@ -291,9 +291,7 @@ class Coordinator:
         if isinstance(self.core, VersionsCore):
             self.journal.settle(device)
         if named is None or named.first is not first or isinstance(self.core, VersionsCore):
-            named = _Open(
-                self._remember_blob(self._choices.variant_of(device).encoded), self._down(device, first), first
-            )
+            named = _Open(self._remember_blob(self._set_up(device)), self._down(device, first), first)
         self._open[device] = named = named.cut(self.chunk_bytes)
         task = Task(plan.run, plan.epoch, progress.round, progress.phase, base, named.set_up, named.down)
         if isinstance(self.core, VersionsCore):
@@ -311,9 +309,16 @@ class Coordinator:
             self._send(device, dataclasses.replace(task, epoch=epoch, setup=named.set_up, down=named.down))
 
     def _down(self, device: str, first: bool) -> Blob:
+        if self.core.progress.phase == "score":
+            return self._remember_blob(self._choices.task(device, self._run.initial))
         if self.core.progress.phase == "peers":
             return self._remember_blob(peers.encode_start(self._run.start(self.core.progress.cohort)))
         return self._remember_blob(self._downlink.encode(device, first, self.core.progress.phase == "evaluate"))
+
+    def _set_up(self, device: str) -> bytes:
+        """Give the run as a device sees it; to say which channels matter to it, it must see the whole model."""
+        scores = self.core.progress.phase == "score"
+        return (self._run.others if scores else self._choices.variant_of(device)).encoded
 
     def _remember_blob(self, data: bytes) -> Blob:
         """Keep a few blobs at hand; any other can be made again, so that memory does not grow with the fleet."""
@@ -341,7 +346,7 @@ class Coordinator:
         if digest not in self._blobs and named is not None and digest == named.down.digest:
             self._down(device, named.first)
         if digest not in self._blobs:
-            self._remember_blob(self._choices.variant_of(device).encoded)
+            self._remember_blob(self._set_up(device))
         return self._blobs.get(digest)
 
     def _accept(self, device: str, offer: Offer) -> None:
@@ -355,6 +360,8 @@ class Coordinator:
                 up = self._downlink.decode_up(device, payload)
                 self.server.absorb(device, up)
                 held, offer = self._downlink.held_after(device, up), self._dated(offer)
+            elif offer.phase == "score":
+                self._choices.score(device, payload)
             elif payload:
                 self._collect(device, payload)
                 payload = b""
@@ -392,6 +399,8 @@ class Coordinator:
     def _sample(self, devices: tuple[str, ...]) -> None:
         plan, progress = self.core.plan, self.core.progress
         cohort = devices
+        if progress.phase == "score":
+            cohort = tuple(device for device in devices if self._choices.cut_of(device))
         if 0 < plan.cohort < len(devices) and progress.phase == "train":
             rng = np.random.default_rng([self._seed & 0xFFFFFFFF, progress.round])
             cohort = tuple(sorted(rng.choice(devices, plan.cohort, replace=False).tolist()))
@@ -411,7 +420,11 @@ class Coordinator:
         following = self.core.following()
         self.journal.close_round(closing, codec.encode_state(self._downlink.state()), following)
         self._open.clear()
-        self._do(self.core.closed())
+        actions = self.core.closed()
+        if _core_of(self.core.plan, following) is RoundsCore:
+            self._do(actions)
+        else:
+            self._change_core(following)
 
     def _close_version(self, core: VersionsCore) -> None:
         """Make a version; write a checkpoint once for as many updates as there are devices."""
@@ -425,8 +438,12 @@ class Coordinator:
             self._do(actions)
             return
         self._open.clear()
-        self.core = RoundsCore(core.plan, following)
-        self.core.online = core.online
+        self._change_core(following)
+
+    def _change_core(self, following: Progress) -> None:
+        """Go on with what an asynchronous run does before or after its rounds, or with these."""
+        online, self.core = self.core.online, _core(self.core.plan, following)
+        self.core.online = online
         self._do([Finish()] if following.finished else self.core.start())
 
     def check(self) -> None:
@@ -438,7 +455,10 @@ class Coordinator:
             raise RunError(f"round {self.core.progress.round} cannot close: {self.core.stuck}")
 
 
+def _core_of(plan: Plan, progress: Progress) -> type[RoundsCore | VersionsCore]:
+    """Choose how the run goes on; what an asynchronous run does before and after its training are rounds."""
+    return VersionsCore if plan.asynchronous and progress.phase == "train" else RoundsCore
+
+
 def _core(plan: Plan, progress: Progress) -> RoundsCore | VersionsCore:
-    """Choose how the run goes on; the final evaluation of an asynchronous run is a round."""
-    versions = plan.asynchronous and progress.phase == "train"
-    return VersionsCore(plan, progress) if versions else RoundsCore(plan, progress)
+    return _core_of(plan, progress)(plan, progress)

@@ -121,7 +121,8 @@ class Task:
     """Counts the coordinator's starts; a device ignores a lower one than it has seen in this run."""
     round: int
     phase: str
-    """`train`, `evaluate`, or `peers`: go through a whole run with these peers (`peers.py`)."""
+    """`train`, `evaluate`, `score`: say which channels matter to this device (`importance.py`), before the first round;
+    or `peers`: go through a whole run with these peers (`peers.py`)."""
     base: str
     """Digest of the last update of this device that was applied; empty: start without state."""
     setup: Blob
@@ -148,6 +149,7 @@ class Refuse:
     round: int
     lost: bool
     reason: str
+    phase: str = "train"
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ Message = Hello | Welcome | Task | Status | Refuse | Offer | Need | Fate | Chunk
 _KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Hello, Welcome, Task, Status, Refuse, Offer, Need, Fate)}
 _HINTS = {kind: typing.get_type_hints(kind) for kind in (*_KINDS.values(), Blob)}
 _WORDS = {
-    "phase": ("train", "evaluate", "peers"),
+    "phase": ("train", "evaluate", "score", "peers"),
     "fate": ("applied", "late", "rejected", "gone"),
     "doing": ("fetching", "training", "listening"),
 }

@@ -192,7 +192,7 @@ class DeviceCore:
             return []
         offer = Offer(task.run, task.round, task.phase, blob, metrics)
         talk = self.memory.talk if self.memory.talk and self.memory.talk.task.run == task.run else None
-        self.memory = Memory(task.run, self.task.epoch, task.round, task.base, task.setup.digest, offer, talk)
+        self.memory = Memory(task.run, self.task.epoch, _done(task), task.base, task.setup.digest, offer, talk)
         self._held = {task.setup.digest, blob.digest}
         self._rest()
         return [Remember(self.memory), *self._offer()]
@@ -209,7 +209,7 @@ class DeviceCore:
         if self.task is None or not _same(task, self.task):
             return []
         self._rest()
-        return [Send(Refuse(task.run, task.round, False, reason))]
+        return [Send(Refuse(task.run, task.round, False, reason, task.phase))]
 
     def _on_task(self, task: Task) -> list[Action]:
         pending = self.memory.pending
@@ -226,7 +226,7 @@ class DeviceCore:
                 return self._advance()
             return [Send(self._status())]
         if task.base and (task.run, task.base) != (self.memory.run, self.memory.base):
-            return [Send(Refuse(task.run, task.round, True, "this device no longer has its state"))]
+            return [Send(Refuse(task.run, task.round, True, "this device no longer has its state", task.phase))]
         self.task = task
         self._incoming = None
         return self._advance()
@@ -239,7 +239,7 @@ class DeviceCore:
         done, now = self.memory, self.task
         if task.run == done.run and (task.epoch < done.epoch or task.round <= done.round):
             return True
-        return now is not None and task.run == now.run and (task.epoch < now.epoch or task.round < now.round)
+        return now is not None and task.run == now.run and (task.epoch < now.epoch or _done(task) < _done(now))
 
     def _advance(self) -> list[Action]:
         if self.task is None:
@@ -292,6 +292,11 @@ class DeviceCore:
 
     def _rest(self) -> None:
         self.task, self.doing = None, "idle"
+
+
+def _done(task: Task) -> int:
+    """Number the last round that is behind a device which has done a task: `score` comes before that of its number."""
+    return task.round - (task.phase == "score")
 
 
 def _same(one: Task, other: Task) -> bool:

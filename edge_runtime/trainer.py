@@ -29,6 +29,7 @@ from edge_runtime import (
     config,
     costs,
     data,
+    importance,
     inference,
     models,
     narrow,
@@ -99,8 +100,10 @@ def _work(job: Job, task: Task, store: Store, workshop: Workshop, keep: bool) ->
     shared_model, name = _load(job, run.model, workshop), (run.own or run.model).name
     _check_private(run, algorithm.private_names(settings, shared_model.layout))
     model = _own(job, run, shared_model, workshop) if parts.Client.own_model else shared_model
-    account, state = _kept(store.state(task.base), model, shared_model.layout)
     received = store.read(task.down.digest)
+    if task.phase == "score":
+        return _score(job, run.model, shared_model, received, split)
+    account, state = _kept(store.state(task.base), model, shared_model.layout)
     client = parts.Client(settings, model, state)
     support = client.support if isinstance(client, SparseClient) else lambda down: None
     initial = _initial(run.model, run.seed) if run.model.drawn else None
@@ -110,7 +113,8 @@ def _work(job: Job, task: Task, store: Store, workshop: Workshop, keep: bool) ->
     seed = _seed(run.seed, job.device, task.round)
     batches = data.SeededBatches(split.x_train, split.y_train, seed, split.class_names, seeds)
     before = client.personal(down)
-    _check_room(job.compute, run, parts, settings, before)
+    batch, density = needs.batch_of(settings), needs.density_of(parts, settings)
+    _check_room(job.compute, run.own or run.model, before.model, batch, density)
     _check_fit(name, before, split)
     shared = client.shared(down) if shared is None else shared
     metrics = {"train-samples": float(len(split.y_train)), "test-samples": float(len(split.y_test))}
@@ -207,13 +211,21 @@ def _own(job: Job, run: setup.Setup, shared: Model, workshop: Workshop) -> OwnMo
     return OwnModel(model.layout, model.oracle, shared, initial)
 
 
-def _check_room(compute: Compute, run: setup.Setup, parts: algorithm.Algorithm, settings: Any, fitted: Fitted) -> None:
+def _score(job: Job, card: setup.ModelCard, model: Model, received: bytes, split: data.Split) -> Outcome:
+    """Say what every unit of the whole model's channels is worth to this device."""
+    structure, values = importance.decode_task(received, model.layout)
+    _check_room(job.compute, card, model, importance.BATCH, 1.0)
+    _check_fit(card.name, Fitted(model, values), split)
+    scores = importance.taylor(model, values, split)
+    return Outcome(importance.encode_scores(structure, scores), metrics={"train-samples": float(len(split.y_train))})
+
+
+def _check_room(compute: Compute, card: setup.ModelCard, model: Model, batch: int, density: float) -> None:
     """Refuse what would not fit, before the system ends this process for it."""
-    card, model, room_bytes = run.own or run.model, fitted.model, _room_bytes(compute)
+    room_bytes = _room_bytes(compute)
     known = None if card.bundle or ":" in card.name else costs.read(bundle.built_in_folder(card.name))
     if room_bytes is None or (known is None and not isinstance(model.oracle, Weighs)):
         return
-    batch, density = needs.batch_of(settings), needs.density_of(parts, settings)
     pass_bytes = model.oracle.pass_bytes(batch) if isinstance(model.oracle, Weighs) else 0
     own, values = isinstance(model, OwnModel), card.layout.size
     needed = needs.memory_bytes(known, pass_bytes, usual(compute), density, batch, values, own)

@@ -119,7 +119,7 @@ def importance(source: Source, by: str, split: Split | None) -> NDArray[np.float
             "--by taylor goes with --data, whose training samples say what matters, and nothing else does"
         )
     if split is not None:
-        return importances.taylor(source.module, torch_backend.layout(source.module), source.flat(), split)
+        return importances.taylor(source.module, source.flat(), split)
     return importances.magnitude(source.flat()) if by == "magnitude" else None
 
 

@@ -335,7 +335,7 @@ def test_a_round_that_fails_is_told_to_the_coordinator() -> None:
     device = Device(store, trainer, sent.append, Hello("boot"), lambda run: {}, circle)  # type: ignore[arg-type]
     device.handle(Task("run", 1, 0, "peers", "", setup, down))
     device.finished(tasks[-1], Outcome(reason="training diverged"))
-    assert sent[-1] == Refuse("run", 0, False, "training diverged")
+    assert sent[-1] == Refuse("run", 0, False, "training diverged", "peers")
 
 
 def a_device(store: Any, train: Callable[[Task], None]) -> Device:
