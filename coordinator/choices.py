@@ -50,14 +50,15 @@ class Choices:
 
     def variant_of(self, device: str) -> Variant:
         """Give the run as a device sees it."""
-        variant, own = self._given(device), self._journal.part(device) if self._run.scores else b""
-        return self._with_part(variant, own) if own else variant
+        own = self._journal.part(device) if self._run.scores else b""
+        return self._with_part(device, own) if own else self._given(device)
 
     def _given(self, device: str) -> Variant:
         option = self._option(device)
         return self._run.named(device) or (option.variant if option else self._run.others)
 
-    def _own_part(self, variant: Variant, own: bytes) -> Variant:
+    def _own_part(self, device: str, own: bytes) -> Variant:
+        variant = self._given(device)
         if variant.cut is None:
             raise AssertionError("a device without a part has chosen its channels")
         return dataclasses.replace(variant, cut=submodel.decode(own, variant.cut.structure))
