@@ -180,3 +180,24 @@ def test_a_pending_result_is_cut_in_smaller_chunks_when_its_task_is() -> None:
 def test_a_device_says_hello_at_the_start_and_offers_what_is_pending() -> None:
     assert core().start() == [Send(Hello("boot"))]
     assert core(Memory("run", 1, 0, "", SETUP.digest, OFFER)).start() == [Send(Hello("boot")), Send(OFFER)]
+
+
+def test_scores_come_before_the_round_of_their_number_and_change_no_state() -> None:
+    asked, device = replace(TASK, phase="score"), core()
+    scored = Offer("run", 0, "score", UP, {})
+    assert device.handle(asked) == [Train(asked)]
+    assert device.trained(asked, UP, {}) == [Remember(Memory("run", 1, -1, "", SETUP.digest, scored)), Send(scored)]
+    assert device.handle(replace(FATE, phase="score")) == [Remember(Memory("run", 1, -1, "", SETUP.digest))]
+    held = core(device.memory)
+    assert held.handle(TASK) == [Train(TASK)]
+    assert held.handle(asked) == []  # it comes late, and must not end the training
+    held.trained(TASK, UP, {})
+    held.handle(FATE)
+    assert held.handle(asked) == []
+
+
+def test_who_cannot_score_says_so_of_that_task_only() -> None:
+    device = core()
+    device.handle(asked := replace(TASK, phase="score"))
+    assert device.failed(asked, "too large") == [Send(Refuse("run", 0, False, "too large", "score"))]
+    assert device.handle(TASK) == [Train(TASK)]

@@ -192,3 +192,31 @@ def test_after_a_restart_the_open_round_goes_on_with_its_cohort() -> None:
     progress = Progress(1, "train", DEVICES, {"a": UP.digest}, set(DEVICES))
     core = RoundsCore(Plan("run", 2, 2, 3), progress)
     assert core.start() == [Assign("b", False), Assign("c", False)]
+
+
+def test_after_the_scores_comes_the_first_round_and_a_late_refusal_of_them_does_not_count_in_it() -> None:
+    core = RoundsCore(Plan("run", 1, 2, 3, quorum=1.0, score=True), Progress(phase="score"))
+    for device in DEVICES:
+        core.handle(device, Hello("x"))
+    assert core.opened(("a", "b")) == [Assign("a", False), Assign("b", False)]
+    refusal = Refuse("run", 0, False, "too large", "score")
+    assert core.handle("a", refusal) == []
+    scored = offer(phase="score")
+    core.handle("b", scored)
+    core.recalled("b", scored, {0, 1})
+    core.accepted("b", scored)
+    core.deadline()
+    assert (core.following().round, core.following().phase) == (0, "train")
+    core.closed()
+    core.opened(DEVICES)
+    assert core.handle("a", refusal) == []
+    assert core.missing() == ["a", "b", "c"]
+    assert core.handle("b", scored) == [Look("b", scored)]
+
+
+def test_scores_that_nobody_need_give_are_over_at_once() -> None:
+    core = RoundsCore(Plan("run", 1, 2, 1, score=True), Progress(phase="score"))
+    assert Sample(("a",)) in core.handle("a", Hello("x"))
+    assert core.opened(()) == [Close()]
+    assert core.closed() == [Sample(("a",))]
+    assert core.progress.phase == "train"
