@@ -159,22 +159,17 @@ def figures(
     trained = [item for item in accepted if item.phase == "train"]
     last = [item for item in accepted if item.phase == "evaluate" and item.device not in liars]
     return {
-        "final": {metric: _spread(_accuracies(last, metric)) for metric in METRICS}
-        | {
-            f"{metric} of {group}": _spread(
-                _accuracies([one for one in last if fnmatch.fnmatch(one.device, group)], metric)
-            )
-            for group in groups
-            for metric in METRICS
-        },
+        "final": {metric: _spread(values) for metric, values in _accuracies(last, groups).items()},
         "payload_bytes_up": _mean([item.metrics["payload-bytes-up"] for item in trained]),
         "payload_bytes_down": _mean([item.metrics["payload-bytes-down"] for item in trained]),
         "virtual_s": max(item.metrics["virtual-s"] for item in trained),
-        "curve": _curve(trained, liars, devices, per_round or devices),
+        "curve": _curve(trained, liars, devices, per_round or devices, groups),
     }
 
 
-def _curve(trained: Sequence[Accepted], liars: Collection[str], devices: int, per_round: int) -> list[Record]:
+def _curve(
+    trained: Sequence[Accepted], liars: Collection[str], devices: int, per_round: int, groups: Sequence[str]
+) -> list[Record]:
     """Say after every so many updates as a round has what their devices reached, and what the average had sent."""
     curve: list[Record] = []
     total = {"up": 0.0, "down": 0.0}
@@ -186,13 +181,18 @@ def _curve(trained: Sequence[Accepted], liars: Collection[str], devices: int, pe
         entry: Record = {"updates": end, "virtual_s": now[-1].metrics["virtual-s"]}
         entry |= {f"bytes_{way}": value for way, value in total.items()}
         theirs = [item for item in now if item.device not in liars]
-        curve.append(entry | {metric: _mean(_accuracies(theirs, metric)) for metric in METRICS})
+        curve.append(entry | {metric: _mean(values) for metric, values in _accuracies(theirs, groups).items()})
     return curve
 
 
-def _accuracies(items: Sequence[Accepted], metric: str) -> list[float]:
-    key = "accuracy-" + metric.replace("_", "-")
-    return [item.metrics[key] for item in items if key in item.metrics]
+def _accuracies(items: Sequence[Accepted], groups: Sequence[str]) -> dict[str, list[float]]:
+    """List what devices reached, by metric: all of them, and those of each group."""
+    keys = {metric: "accuracy-" + metric.replace("_", "-") for metric in METRICS}
+    found = {metric: [item.metrics[key] for item in items if key in item.metrics] for metric, key in keys.items()}
+    for group in groups:
+        some = _accuracies([item for item in items if fnmatch.fnmatch(item.device, group)], ())
+        found |= {f"{metric} of {group}": values for metric, values in some.items()}
+    return found
 
 
 def _spread(values: Sequence[float]) -> Record:
