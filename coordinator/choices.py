@@ -51,21 +51,21 @@ class Choices:
     def variant_of(self, device: str) -> Variant:
         """Give the run as a device sees it."""
         own = self._journal.part(device) if self._run.scores else b""
-        return self._with_part(device, own) if own else self._given(device)
+        return self._with_part(device, own) if own else self._usual(device)
 
-    def _given(self, device: str) -> Variant:
+    def _usual(self, device: str) -> Variant:
         option = self._option(device)
         return self._run.named(device) or (option.variant if option else self._run.others)
 
     def _own_part(self, device: str, own: bytes) -> Variant:
-        variant = self._given(device)
+        variant = self._usual(device)
         if variant.cut is None:
             raise AssertionError("a device without a part has chosen its channels")
         return dataclasses.replace(variant, cut=submodel.decode(own, variant.cut.structure))
 
     def task(self, device: str, values: Flat) -> bytes:
         """Ask a device that is to have a part which channels of the model, with these values, matter to it."""
-        cut = self._given(device).cut
+        cut = self._usual(device).cut
         if cut is None:
             raise AssertionError("a device with the whole model is asked for a part")
         return importance.encode_task(cut, values)
@@ -76,7 +76,7 @@ class Choices:
         Raises:
             DecodeError: that makes no sense.
         """
-        cut = self._given(device).cut
+        cut = self._usual(device).cut
         if cut is None:
             raise DecodeError("score: this device has the whole model")
         worth = importance.decode_scores(data, cut.structure)
@@ -99,12 +99,12 @@ class Choices:
         limits = Limits(hello.room, hello.step_ms, hello.reference_us / 1000, hello.round_bytes)
         backend = hello.backend or _USUAL
         if self._run.named(device) or not self._options or self._option(device):
-            variant, down = self.variant_of(device), self.down_of(device)
-            lacking = budget.lacking(self.needs(variant, down, backend), limits)
+            variant = self._usual(device)
+            lacking = self._lacking(variant, self.down_of(device), backend, limits)
             return Heard(lacking and f"{_part(variant)}: {lacking}")
         lacking, larger = "", ""
         for option in self._options.values():
-            lacking = budget.lacking(self.needs(option.variant, option.down, backend), limits)
+            lacking = self._lacking(option.variant, option.down, backend, limits)
             if not lacking:
                 why = f"{self._given(option)}{larger and f'; more does not fit: {larger}'}"
                 self._journal.choose(device, option.name, why)
@@ -120,6 +120,11 @@ class Choices:
         if usual == (self._run.config.down, self._run.config.up):
             return part
         return f"{part}, told in {usual[0]} and telling in {usual[1]}"
+
+    def _lacking(self, variant: Variant, down: str, backend: str, limits: Limits) -> str:
+        if not (limits.room_bytes or limits.step_ms or limits.round_bytes):
+            return ""
+        return budget.lacking(self.needs(variant, down, backend), limits)
 
     def needs(self, variant: Variant, down: str, backend: str) -> Needs:
         """Reckon what a task takes."""

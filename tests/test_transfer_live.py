@@ -130,7 +130,7 @@ def coordinator(port: int, folder: str, devices: int, rounds: int) -> None:
     toy = algorithm.Algorithm("toy", dict, Down, Up, object, Server)  # type: ignore[arg-type]
     layout = Layout(("w",), ((VALUES,),))
     config = RunConfig(rounds=rounds, devices=devices, evaluate=False, deadline_s=600.0)
-    run = Run(config, toy, None, Setup("toy", {}, ModelCard("toy", layout), 1), np.zeros(VALUES, np.float32))
+    run = Run(config, toy, None, Setup("toy", {}, ModelCard("own:toy", layout), 1), np.zeros(VALUES, np.float32))
     encodes, encode = [], wire.encode_down
 
     def counted(down: Any, *how: Any) -> bytes:

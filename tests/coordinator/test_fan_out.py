@@ -72,7 +72,7 @@ class Scene:
         toy = algorithm.Algorithm("toy", dict, Down, Down, object, Server)  # type: ignore[arg-type]
         layout = Layout(("w",), ((len(MODEL),),))
         config = RunConfig(rounds=1, devices=len(names), evaluate=False)
-        run = Run(config, toy, None, Setup("toy", {}, ModelCard("toy", layout), 1), MODEL)
+        run = Run(config, toy, None, Setup("toy", {}, ModelCard("own:toy", layout), 1), MODEL)
         end = self.bus.end()
         self.journal = Journal(folder, durable=False)
         post = Counted(TopicPost("f", end), self.carried)

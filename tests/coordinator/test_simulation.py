@@ -255,7 +255,7 @@ class World:
         end = self.ends[""]
         post = Watched(TopicPost("f", end), self.boundary, self.carried)
         names = {"accept", "register", "open_round", "close_round", "close_versions", "assign", "set", "reject"}
-        description = Setup("toy", {}, ModelCard("toy", self.layout), 1)
+        description = Setup("toy", {}, ModelCard("own:toy", self.layout), 1)
         config = RunConfig(rounds=ROUNDS, devices=3, evaluate=False, chunk_bytes=512)
         run = Run(config, TOY, None, description, np.zeros(self.layout.size, np.float32))
         plan = replace(
@@ -476,5 +476,5 @@ def test_a_planted_bug_is_found_within_a_few_hundred_seeds(bug: Any, undisturbed
 
 
 def test_the_messages_of_the_simulation_are_real_bytes() -> None:
-    offer = decode(encode(decode(b'{"type":"Hello","boot":"x","down":"","wire":1}')))
-    assert offer == decode(b'{"type":"Hello","boot":"x","down":"","wire":1}')
+    hello = Hello("x", room=1_000_000)
+    assert decode(encode(hello)) == hello
