@@ -217,3 +217,14 @@ def test_a_quick_study_of_a_slow_scenario_alone_is_refused(capsys: pytest.Captur
         cli.main(["bench", "algorithms", "--quick", "--scenario", "large"])
     assert stopped.value.code == 2
     assert "--quick: this scenario is slow" in capsys.readouterr().err
+
+
+def test_groups_of_devices_have_lines_and_curves_of_their_own() -> None:
+    group = "device-00[0-4]"
+    case = Case("together", "fedavg", shows=(("", "personal"), (" (some)", f"personal of {group}")), groups=(group,))
+    scenario = dataclasses.replace(TINY, cases=(case,))
+    played = one(case, scenario)
+    whole, some = study_report.build([scenario], [played], "bench")["scenarios"][0]["rows"]
+    assert whole["accuracy"] != some["accuracy"]
+    assert [len(row["curve"]) for row in (whole, some)] == [3, 3]
+    assert played["final"][f"personal of {group}"]["devices"] == 5
