@@ -193,7 +193,7 @@ def prepare(
     if cuts and "aggregate" in fields:
         table = {"aggregate": "owners" if table.get("aggregator", "mean") == "mean" else "cohort", **table}
     settings = config.build(parts.Config, table, "algorithm")
-    card, initial = _model(run.model, run.seed)
+    card, initial = _model(run.model, run.seed, parts.Client.own_model)
     kept = bundle.unpack(card.bundle).private if card.bundle else ()
     if kept and getattr(settings, "private", "") == "auto":
         table = {**table, "private": ",".join(kept)}
@@ -211,14 +211,16 @@ def prepare(
     made = tuple(variants.make(frame, name, variants.table(name, own)) for name, own in tables.items())
     chosen = variants.options(frame, run.widths, run.codings, run.down)
     if run.importance == "gradients":
-        _check_scores(card, any(one.cut for one in (*made, *(option.variant for option in chosen))))
+        _check_scores(parts, card, any(one.cut for one in (*made, *(option.variant for option in chosen))))
     return Run(run, parts, settings, description, initial, made, chosen)
 
 
-def _check_scores(card: ModelCard, cuts: bool) -> None:
+def _check_scores(parts: Algorithm, card: ModelCard, cuts: bool) -> None:
     """Refuse to ask which channels matter where no answer would mean anything."""
     if not cuts:
         raise ConfigError("run: importance: all devices have the whole model; give some a width, or leave it out")
+    if parts.Client.own_model:
+        raise ConfigError(f"run: importance: with {parts.name} devices have models of their own; leave it out")
     if card.drawn:
         raise ConfigError(
             f"run: importance: {card.name} begins at random, so that none of its channels matters more; take a bundle "
@@ -239,13 +241,13 @@ def _known(run: RunConfig) -> dict[str, int]:
     return {"rounds": run.rounds, "cohort": run.buffer if run.habit == "asynchronous" else least}
 
 
-def _model(model: str, seed: int) -> tuple[ModelCard, Flat]:
-    """Give what devices must know of the run's model, and its initial values."""
+def _model(model: str, seed: int, own: bool) -> tuple[ModelCard, Flat]:
+    """Give what devices must know of the run's model, and its initial values; `own`: theirs begin as these do."""
     if (Path(model) / bundle.MANIFEST).exists():
         graphs = bundle.read(Path(model))
         if graphs.initial is None:
             raise ConfigError(f"{model}: this bundle has no initial parameters; name the built-in model instead")
-        return ModelCard(graphs.model, graphs.layout, bundle.pack(graphs)), graphs.initial
+        return ModelCard(graphs.model, graphs.layout, bundle.pack(graphs, initial=own)), graphs.initial
     if ":" not in model:
         spec = models.find(model)
         return ModelCard(model, spec.layout), models.initial(spec, seed)

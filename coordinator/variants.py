@@ -117,8 +117,18 @@ def _part(frame: Frame, whole: Variant, settings: Any, width: Any, where: str) -
     for chosen in (settings, config.build(parts.Config, dict(frame.table), "algorithm")):  # either half may refuse it
         parts.Server(chosen, layout, np.zeros(layout.size, np.float32), {}, frame.setup.seed)
     part = submodels.card(card, frame.model, width, cut)
+    if parts.Client.own_model and not card.drawn:
+        part = dataclasses.replace(part, bundle=_with_initial(part.bundle, card.bundle, cut))
     known = submodels.known_costs(part, frame.model, width)
     return Variant(whole.devices, dataclasses.replace(whole.setup, model=part), cut, known)
+
+
+def _with_initial(part: bytes, whole: bytes, cut: Cut) -> bytes:
+    """Put what a device's own model begins as into the bundle of its part."""
+    initial = bundle.unpack(whole).initial
+    if initial is None:
+        raise AssertionError("a model of which devices have their own travels with what it begins as")
+    return bundle.pack(dataclasses.replace(bundle.unpack(part), initial=initial[cut.bits]), initial=True)
 
 
 def _own_model(model: str) -> ModelCard:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_runtime import bundle, config, data, importance, models, narrow
+from edge_runtime import bundle, config, data, importance, models, narrow, personal
 from edge_runtime.backends import load
 from edge_runtime.compression import submodel
 from edge_runtime.compute import Compute
@@ -126,10 +126,22 @@ def test_a_run_with_whole_models_only_on_these_devices_begins_at_once(model: Pat
         ({"importance": "size"}, SMALL, "importance must be first or gradients"),
         ({"importance": "gradients", "model": "watch-cnn"}, SMALL, "watch-cnn begins at random"),
         ({"importance": "gradients"}, {}, "all devices have the whole model"),
+        ({"importance": "gradients", "algorithm": "quped"}, SMALL, "with quped devices have models of their own"),
     ],
 )
 def test_scores_that_would_mean_nothing_are_refused(
     model: Path, how: dict[str, Any], tables: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        prepare(RunConfig("fedavg", **{"model": str(model), "devices": 4, **how}), {}, tables)
+        prepare(RunConfig(**{"algorithm": "fedavg", "model": str(model), "devices": 4, **how}), {}, tables)
+
+
+@pytest.mark.parametrize("name", ["quped", "fedavg"])
+def test_devices_whose_models_are_their_own_begin_as_the_bundle_says(model: Path, tmp_path: Path, name: str) -> None:
+    run = a_run(model, name, importance="first", collect=True)
+    with contextlib.closing(Journal(tmp_path, durable=False)) as journal:
+        play(run, journal)
+        assert not journal.rejected()
+        assert {one.device for one in journal.accepted() if one.phase == "train"} == set(NAMES)
+    sizes = [personal.decode((tmp_path / "personal" / f"{name}.bin").read_bytes()).card.layout.size for name in NAMES]
+    assert sizes == [SPEC.layout.size] * 2 + [int(HALF.bits.sum())] * 2
