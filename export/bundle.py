@@ -27,8 +27,8 @@ from edge_runtime.bundle import Bundle
 from edge_runtime.compression import submodel
 from edge_runtime.compression.submodel import Cut
 from edge_runtime.data import DataConfig, Split
-from edge_runtime.errors import ConfigError, EdgeError
-from edge_runtime.export import channels, check, graphs, packed
+from edge_runtime.errors import ConfigError
+from edge_runtime.export import channels, check, graphs, packed, program
 from edge_runtime.export import importance as importances
 from edge_runtime.models import ModelSpec
 from edge_runtime.tree import Flat
@@ -277,12 +277,8 @@ def _run(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; gives the exit code (see `errors.py`)."""
-    try:
-        _run(_parser().parse_args(arguments))
-    except EdgeError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    options = _parser().parse_args(arguments)
+    return program.exit_code(lambda: _run(options))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import numpy as np
 from edge_runtime import __version__, bundle, cli, losses, personal
 from edge_runtime.bundle import FORWARD, Bundle
 from edge_runtime.errors import ConfigError, DecodeError, EdgeError
-from edge_runtime.export import inference, int8, manifest, storage, trial
+from edge_runtime.export import inference, int8, manifest, program, storage, trial
 from edge_runtime.export.inference import Graph
 from edge_runtime.export.trial import Array, Samples
 from edge_runtime.files import write_atomic
@@ -264,12 +264,8 @@ def _text(model: Personal, report: Report, out: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; gives the exit code (see `errors.py`)."""
-    try:
-        _run_program(_parser().parse_args(arguments))
-    except EdgeError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    options = _parser().parse_args(arguments)
+    return program.exit_code(lambda: _run_program(options))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from edge_runtime.backends.torch import layout, make
-from edge_runtime.errors import ConfigError, EdgeError
+from edge_runtime.errors import ConfigError
+from edge_runtime.export import program
 from edge_runtime.models import write_initial
 
 
@@ -42,12 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="the NPZ file to write")
     options = parser.parse_args(arguments)
-    try:
-        write(options.factory, options.seed, options.out)
-    except EdgeError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return program.exit_code(lambda: write(options.factory, options.seed, options.out))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from edge_runtime import config
-from edge_runtime.errors import ConfigError, DeviceError, EdgeError
+from edge_runtime.errors import ConfigError, DeviceError
+from edge_runtime.export import program
 from edge_runtime.files import write_atomic
 
 VERSION = 1
@@ -174,21 +175,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--trust", type=Path, metavar="PUBLIC.pem", help="default: this machine's own key")
     parser.add_argument("--json", action="store_true", help="for scripts")
     options = parser.parse_args(arguments)
-    try:
-        trust = options.trust or key_folder() / "public.pem"
-        record = verify(options.file, public_key(trust))
-    except EdgeError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    if options.json:
+    return program.exit_code(lambda: _show(options.file, options.trust or key_folder() / "public.pem", options.json))
+
+
+def _show(file: Path, trust: Path, as_json: bool) -> None:
+    record = verify(file, public_key(trust))
+    if as_json:
         sys.stdout.write(json.dumps(record, indent=1, sort_keys=True) + "\n")
-        return 0
+        return
     sys.stdout.write(
-        f"{options.file}: as it was signed with {trust}\n"
+        f"{file}: as it was signed with {trust}\n"
         f"  {record['model']} as {record['format']}, of device {record['device']} after round {record['round']}"
         f" of run {record['run']}\n"
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ from edge_runtime import bundle as bundles
 from edge_runtime import models
 from edge_runtime.backends.ort_training import CHECKPOINT, EVAL, FORMAT, MANIFEST, TRAINING, digest, require
 from edge_runtime.bundle import FORWARD, Bundle
-from edge_runtime.errors import ConfigError, DeviceError, EdgeError
+from edge_runtime.errors import ConfigError, DeviceError
+from edge_runtime.export import program
 
 MAX_IR_VERSION = 10
 """The newest that onnxruntime 1.19.2 reads."""
@@ -237,13 +238,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("bundle", help="the folder of a bundle, or the name of a built-in model")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; made where it is missing")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         built_in = options.bundle in models.names()
         write(bundles.built_in(options.bundle) if built_in else bundles.read(Path(options.bundle)), options.out)
-    except EdgeError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+
+    return program.exit_code(work)
 
 
 if __name__ == "__main__":
