@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from edge_runtime import coding, peers, personal, wire
+from edge_runtime import bundle, coding, peers, personal, wire
 from edge_runtime.algorithm import CutServer, Server
 from edge_runtime.coding import WIRE_VERSION
 from edge_runtime.compression import codec
@@ -55,6 +55,7 @@ from edge_runtime.message import (
     check_name,
     decode,
 )
+from edge_runtime.setup import ModelCard
 
 log = logging.getLogger(__name__)
 
@@ -381,7 +382,7 @@ class Coordinator:
             raise DecodeError("an evaluation has no payload")
         card = setup.own or setup.model
         made = personal.decode(data, card.layout.size)
-        if (made.origin.run, made.origin.device, made.card) != (self.core.plan.run, device, card):
+        if (made.origin.run, made.origin.device) != (self.core.plan.run, device) or not _same(made.card, card):
             raise DecodeError("the personal model is not of this device in this run")
         self.journal.keep_personal(device, data)
 
@@ -453,6 +454,12 @@ class Coordinator:
             raise RunError(f"none of {len(self.unfit)} devices gets a task ({device}: {reason})")
         if self.core.stuck:
             raise RunError(f"round {self.core.progress.round} cannot close: {self.core.stuck}")
+
+
+def _same(one: ModelCard, other: ModelCard) -> bool:
+    """Say whether cards are of the same model with the same graphs, whatever it began as."""
+    graphs = [bundle.unpack(card.bundle).graphs if card.bundle else None for card in (one, other)]
+    return (one.name, one.layout, one.cut) == (other.name, other.layout, other.cut) and graphs[0] == graphs[1]
 
 
 def _core_of(plan: Plan, progress: Progress) -> type[RoundsCore | VersionsCore]:

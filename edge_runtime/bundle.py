@@ -272,6 +272,12 @@ def unpack(data: bytes) -> Bundle:
         raise DecodeError(str(error)) from error
 
 
+def bare(data: bytes) -> bytes:
+    """Take the initial parameters out of packed bytes, if they are in; nothing stays nothing. Raises as `unpack`."""
+    made = unpack(data) if data else None
+    return data if made is None or made.initial is None else pack(made)
+
+
 def row_bounds(rows: int, tiles: int) -> list[int]:
     """Cut a matrix's rows into runs that packed graphs work on one after the other; gives their ends, 0 first."""
     step = -(-rows // tiles)

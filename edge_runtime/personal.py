@@ -10,6 +10,7 @@
 It stands for itself: a model that is not built in has its graphs in it. Nothing in it is executable.
 """
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime import setup
+from edge_runtime import bundle, setup
 from edge_runtime.algorithm import Fitted, Quantised
 from edge_runtime.compression import codec, mask, quantize
 from edge_runtime.errors import DecodeError
@@ -61,6 +62,11 @@ class Personal:
     """Which of them are [size]; None: all."""
     quantised: Quantised | None = None
     """The same parameters as the codes that they are; None: they are not."""
+
+
+def bare(card: ModelCard) -> ModelCard:
+    """Leave out of a card what its model began as: a personal model has values of its own."""
+    return dataclasses.replace(card, bundle=bundle.bare(card.bundle))
 
 
 def encode(origin: Origin, card: ModelCard, fitted: Fitted, codes: Quantised | None = None) -> bytes:

@@ -128,7 +128,8 @@ def _work(job: Job, task: Task, store: Store, workshop: Workshop, keep: bool) ->
     metrics |= {"deployed-bytes": float(len(codes.data))} if codes else {}
     origin = inference.origin(run, task, job.device, split, metrics["accuracy-personal"])
     collects = run.collect and task.phase == "evaluate"
-    own = personal.encode(origin, run.own or run.model, after, codes) if keep or collects else b""
+    card = run.own or run.model
+    own = personal.encode(origin, personal.bare(card), after, codes) if keep or collects else b""
     del after
     if keep:
         served = inference.accuracy_served(store.served(), origin, split, job.compute, workshop)

@@ -143,5 +143,6 @@ def test_devices_whose_models_are_their_own_begin_as_the_bundle_says(model: Path
         play(run, journal)
         assert not journal.rejected()
         assert {one.device for one in journal.accepted() if one.phase == "train"} == set(NAMES)
-    sizes = [personal.decode((tmp_path / "personal" / f"{name}.bin").read_bytes()).card.layout.size for name in NAMES]
-    assert sizes == [SPEC.layout.size] * 2 + [int(HALF.bits.sum())] * 2
+    cards = [personal.decode((tmp_path / "personal" / f"{name}.bin").read_bytes()).card for name in NAMES]
+    assert [card.layout.size for card in cards] == [SPEC.layout.size] * 2 + [int(HALF.bits.sum())] * 2
+    assert [bundle.unpack(card.bundle).initial for card in cards] == [None] * 4
