@@ -177,7 +177,7 @@ def test_what_cannot_be_exported_says_which_operator() -> None:
 
 
 def export(*flags: str, path: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "edge_runtime.coordinator.cli", "export", *flags]
+    command = [sys.executable, "-m", "edge_runtime.coordinator.cli", "export", "--no-costs", *flags]
     environment = {"PYTHONPATH": str(path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
