@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edge_runtime import coding, config, importance
+from edge_runtime import coding, config, importance, wire
 from edge_runtime import needs as reckoning
+from edge_runtime.coding import Coding
 from edge_runtime.compression import submodel
 from edge_runtime.compression.submodel import Cut
 from edge_runtime.coordinator.journal import Journal
@@ -46,6 +47,8 @@ class Choices:
     def __init__(self, run: Run, journal: Journal) -> None:
         self._run, self._journal = run, journal
         self._options: Mapping[str, Option] = {option.name: option for option in run.options}
+        self._heard: dict[str, tuple[str, Limits]] = {}
+        """Backend and limits of the devices that said hello since the start."""
         self._with_part = functools.lru_cache(_KEPT_PARTS)(self._own_part)
 
     def variant_of(self, device: str) -> Variant:
@@ -98,13 +101,14 @@ class Choices:
         """Choose for a device, if that was not done yet, and see whether it can do what it would be given."""
         limits = Limits(hello.room, hello.step_ms, hello.reference_us / 1000, hello.round_bytes)
         backend = hello.backend or _USUAL
+        self._heard[device] = backend, limits
         if self._run.named(device) or not self._options or self._option(device):
             variant = self._usual(device)
-            lacking = self._lacking(variant, self.down_of(device), backend, limits)
+            lacking = self._lacking(variant, self._told(self.down_of(device), hello), backend, limits)
             return Heard(lacking and f"{_part(variant)}: {lacking}")
         lacking, larger = "", ""
         for option in self._options.values():
-            lacking = self._lacking(option.variant, option.down, backend, limits)
+            lacking = self._lacking(option.variant, self._told(option.down, hello), backend, limits)
             if not lacking:
                 why = f"{self._given(option)}{larger and f'; more does not fit: {larger}'}"
                 self._journal.choose(device, option.name, why)
@@ -121,12 +125,28 @@ class Choices:
             return part
         return f"{part}, told in {usual[0]} and telling in {usual[1]}"
 
-    def _lacking(self, variant: Variant, down: str, backend: str, limits: Limits) -> str:
+    def _told(self, down: str, hello: Hello) -> Coding:
+        """Say how a device would be told of the model: as the run says, or as it asks if that is cheaper."""
+        usual, asked = coding.parse(down, "run: down"), hello.down and coding.parse(hello.down, "asked")
+        suits = asked and coding.suits(asked, wire.tells(self._run.parts.Down))
+        return coding.cheaper(usual, asked) if asked and suits else usual
+
+    def may_score(self, device: str) -> bool:
+        """Say whether gradients of the whole model, of small batches, fit a device that said what it has."""
+        backend, limits = self._heard.get(device, (_USUAL, Limits()))
+        whole = self._run.others
+        size, batch, held = whole.setup.model.layout.size, importance.BATCH, whole.memory
+        passes = held.fixed + batch * held.per_sample if held else 0
+        memory = reckoning.memory_bytes(whole.costs, passes, backend, 1.0, batch, size, own=False)
+        found = Needs(memory, None, 4 * size)
+        return not budget.lacking(found, dataclasses.replace(limits, step_ms=0))
+
+    def _lacking(self, variant: Variant, down: Coding, backend: str, limits: Limits) -> str:
         if not (limits.room_bytes or limits.step_ms or limits.round_bytes):
             return ""
         return budget.lacking(self.needs(variant, down, backend), limits)
 
-    def needs(self, variant: Variant, down: str, backend: str) -> Needs:
+    def needs(self, variant: Variant, down: Coding, backend: str) -> Needs:
         """Reckon what a task takes."""
         parts, setup = self._run.parts, variant.setup
         settings = config.build(parts.Config, dict(setup.config), "setup")
@@ -139,10 +159,9 @@ class Choices:
         step = variant.costs and budget.estimate(variant.costs, backend, density, batch)
         return Needs(memory, step.step if step else None, self._round_bytes(setup, density, down))
 
-    def _round_bytes(self, setup: Any, density: float, down: str) -> int:
+    def _round_bytes(self, setup: Any, density: float, down: Coding) -> int:
         layout = setup.model.layout
-        told, said = coding.parse(down, "run: down"), coding.parse(setup.up, "run: up")
-        return reckoning.round_bytes(layout.size, len(layout.names), density, told, said)
+        return reckoning.round_bytes(layout.size, len(layout.names), density, down, coding.parse(setup.up, "run: up"))
 
 
 def _part(variant: Variant, width: float = 1.0) -> str:

@@ -32,7 +32,11 @@ def _in_rounds(accepted: Sequence[Accepted], run: Run) -> list[Accepted]:
     ordered = sorted(accepted, key=lambda item: item.number)
     if run.config.habit == "asynchronous":
         devices = run.config.devices
-        ordered = [item._replace(round=min(place // devices, run.config.rounds)) for place, item in enumerate(ordered)]
+        scores = sum(item.phase == "score" for item in ordered)  # the first ones: they come before all training
+        ordered = [
+            item._replace(round=min(max(0, place - scores) // devices, run.config.rounds))
+            for place, item in enumerate(ordered)
+        ]
     return sorted(ordered, key=lambda item: (item.device, item.round))
 
 

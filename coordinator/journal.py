@@ -40,6 +40,8 @@ CREATE TABLE IF NOT EXISTS upload (
     metrics TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', PRIMARY KEY (round, phase, device)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS choice (
     device TEXT PRIMARY KEY, name TEXT NOT NULL, why TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS unfit (
+    device TEXT PRIMARY KEY, why TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS part (
     device TEXT PRIMARY KEY, cut BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS assignment (
@@ -157,6 +159,18 @@ class Journal:
         """Say of every device for which something was chosen what, and why."""
         return dict(self._database.execute("SELECT device, why FROM choice"))
 
+    def admit(self, device: str, lacking: str) -> None:
+        """Make durable why a device gets no task; empty: it gets tasks."""
+        if self.unfit().get(device, "") != lacking:
+            with self._transaction():
+                self._database.execute("DELETE FROM unfit WHERE device = ?", (device,))
+                if lacking:
+                    self._database.execute("INSERT INTO unfit VALUES (?, ?)", (device, lacking))
+
+    def unfit(self) -> dict[str, str]:
+        """Say of every device that gets no task why."""
+        return dict(self._database.execute("SELECT device, why FROM unfit"))
+
     def keep_part(self, device: str, cut: bytes) -> None:
         """Make durable which channels a device has that has chosen them."""
         with self._transaction():
@@ -175,7 +189,7 @@ class Journal:
         """Make an assignment durable."""
         with self._transaction():
             row = (round_, phase, json.dumps(cohort))
-            self._database.execute("INSERT INTO round (round, phase, cohort) VALUES (?, ?, ?)", row)
+            self._database.execute("INSERT OR REPLACE INTO round (round, phase, cohort) VALUES (?, ?, ?)", row)
 
     def assign(self, device: str, task: Task, down: bytes) -> None:
         """Make a task of an asynchronous run durable, and the encoded Down that it names."""

@@ -64,8 +64,8 @@ class RoundsCore:
 
     @property
     def quorum(self) -> int:
-        """Count the answers without which the open round cannot close."""
-        return max(1, math.ceil(self.plan.quorum * len(self.progress.cohort)))
+        """Count the answers without which the open round cannot close; who gives no scores has a part all the same."""
+        return 0 if self.progress.phase == "score" else max(1, math.ceil(self.plan.quorum * len(self.progress.cohort)))
 
     @property
     def stuck(self) -> str:
@@ -96,13 +96,14 @@ class RoundsCore:
                 actions.append(Assign(device, device in self._fresh))
         return actions
 
-    def deadline(self) -> list[Action]:
+    def deadline(self, absent: int = 0) -> list[Action]:
         """Stop waiting: close the round with the quorum that answered, or open one with the devices that are here.
 
-        Below the quorum nothing happens; the caller sets the next deadline either way.
+        Below the quorum nothing happens; the caller sets the next deadline either way. `absent`: devices that were
+        heard of, and can take no part.
         """
         if not self.open:
-            self._enough = max(1, math.ceil(self.plan.quorum * self.plan.devices))
+            self._enough = max(1, math.ceil(self.plan.quorum * self.plan.devices) - absent)
             return self._maybe_open()
         if len(self.progress.accepted) < self.quorum:
             return []
@@ -195,9 +196,12 @@ class RoundsCore:
             return [Tell(device, fate_of(offer, "gone"))]
         if (offer.round, offer.phase) != (progress.round, progress.phase) or device in progress.accepted:
             return [Look(device, offer)]
-        if device not in progress.cohort or device in self.refused or offer.blob.size > self.plan.max_blob:
-            reason = self.refused.get(device, "not assigned in this round, or too large")
+        if device not in progress.cohort or device in self.refused:
+            reason = self.refused.get(device, "not assigned in this round")
             return [Tell(device, fate_of(offer, "rejected", reason))]
+        if offer.blob.size > self.plan.max_blob:
+            self.refused[device] = reason = f"too large: {offer.blob.size} bytes, at most {self.plan.max_blob}"
+            return [Tell(device, fate_of(offer, "rejected", reason)), *self._maybe_close()]
         if not self._uploads.holds(device):
             self.doing[device] = "sending"
         return self._uploads.begin(device, offer)

@@ -17,6 +17,7 @@ from typing import Any
 from edge_runtime import algorithm, bundle, coding, config, models, seed_set, wire
 from edge_runtime.algorithm import Algorithm, CutServer
 from edge_runtime.compression import submodel
+from edge_runtime.compression.submodel import Cut
 from edge_runtime.coordinator import submodels, variants
 from edge_runtime.coordinator.actions import Plan
 from edge_runtime.coordinator.variants import Option, Variant
@@ -133,6 +134,15 @@ class Run:
         return self.config.deadline_s * (self.config.rounds + 1 if self.config.habit == "decentralised" else 1)
 
     @property
+    def _personal_bytes(self) -> int:
+        """Say how large a personal model may be that a device hands over, beyond what an update may be."""
+        if not self.config.collect:
+            return 0
+        variants = (self.others, *self.variants, *(option.variant for option in self.options))
+        cards = [variant.setup.own or variant.setup.model for variant in variants]
+        return max(16 * card.layout.size + 2 * len(card.bundle) for card in cards)
+
+    @property
     def scores(self) -> bool:
         """Say whether devices are asked which channels matter to them."""
         return self.config.importance == "gradients"
@@ -155,7 +165,9 @@ class Run:
             part.quorum,
             part.evaluate,
             self.scores,
-            max_blob=(1 << 16) + 16 * max(len(self.initial), algorithm.wire_values(self.settings)),
+            max_blob=(1 << 16)
+            + 16 * max(len(self.initial), algorithm.wire_values(self.settings))
+            + self._personal_bytes,
             decentralised=part.habit == "decentralised",
             asynchronous=part.habit == "asynchronous",
             buffer=part.buffer,
@@ -202,9 +214,8 @@ def prepare(
         raise ConfigError(f"run: down: {run.down!r} is for posteriors: a model takes lossless, bf16 or step:S")
     server = parts.Server(settings, card.layout, initial, {}, run.seed)
     private = algorithm.private_names(settings, card.layout)
-    if run.collect and (private or not run.evaluate):
-        why = f"{private[0]} never leaves a device" if private else "that is done with the evaluation"
-        raise ConfigError(f"run: collect: {why}; leave collect or {'private' if private else 'evaluate = false'} out")
+    if run.collect:
+        _check_collect(run, private)
     how = (run.up, run.error_feedback, run.rounding, run.collect)
     description = Setup(run.algorithm, config.table(settings), card, run.seed, private, None, public, *how)
     frame = variants.Frame(parts, description, table, run.model, isinstance(server, CutServer))
@@ -213,6 +224,15 @@ def prepare(
     if run.importance == "gradients":
         _check_scores(parts, card, any(one.cut for one in (*made, *(option.variant for option in chosen))))
     return Run(run, parts, settings, description, initial, made, chosen)
+
+
+def _check_collect(run: RunConfig, private: tuple[str, ...]) -> None:
+    """Refuse to collect what must not leave a device, or where there is no evaluation to hand it over with."""
+    if private:
+        raise ConfigError(f"run: collect: {private[0]} never leaves a device; leave collect or private out")
+    if run.habit == "decentralised" or not run.evaluate:
+        why = "a decentralised run has none" if run.habit == "decentralised" else "leave evaluate = false out"
+        raise ConfigError(f"run: collect: that is done with the evaluation: {why}, or leave collect out")
 
 
 def _check_scores(parts: Algorithm, card: ModelCard, cuts: bool) -> None:
@@ -265,10 +285,13 @@ def _model(model: str, seed: int, own: bool) -> tuple[ModelCard, Flat]:
 
 def describe(run: Run) -> dict[str, Any]:
     """Write down a run's settings as plain values."""
+    cuts = {f"{option.width:g}": option.variant.cut for option in run.options}
+    parts = {width: _named(cut) for width, cut in cuts.items() if cut}
     return {
         "run": config.table(run.config),
         "algorithm": run.description.config,
         **({"variants": [_own_part(run, one) for one in run.variants]} if run.variants else {}),
+        **({"parts": parts} if parts else {}),
     }
 
 
@@ -280,5 +303,9 @@ def _own_part(run: Run, variant: Variant) -> dict[str, Any]:
     own |= {"model": setup.own.name} if setup.own else {}
     if variant.cut is None:
         return own
-    named = hashlib.sha256(json.dumps(submodel.record(variant.cut)).encode()).hexdigest()[:16]
-    return own | {"parameters": setup.model.layout.size, "part": named}
+    return own | {"parameters": setup.model.layout.size, "part": _named(variant.cut)}
+
+
+def _named(cut: Cut) -> str:
+    """Name a part: a run that goes on must have the same."""
+    return hashlib.sha256(json.dumps(submodel.record(cut)).encode()).hexdigest()[:16]

@@ -114,7 +114,7 @@ class Coordinator:
         self.chunks_sent = 0
         self.latest: dict[str, dict[str, float]] = {}
         """Figures that came with the last accepted update of every device."""
-        self.unfit: dict[str, str] = {}
+        self.unfit: dict[str, str] = journal.unfit()
         """Devices that get no task, and why."""
         self._run, self._post, self._send = run, post, post.send
         self._layout = run.description.model.layout
@@ -141,7 +141,9 @@ class Coordinator:
         if isinstance(self.core, VersionsCore):
             self._recover_versions(progress)
             return
-        self.core.refused = self.journal.rejections(progress.round, progress.phase)
+        answered = progress.accepted.keys()
+        unfit = {one: why for one, why in self.unfit.items() if one in progress.cohort and one not in answered}
+        self.core.refused = {**unfit, **self.journal.rejections(progress.round, progress.phase)}
         if progress.phase == "train":
             for device, payload in self.journal.payloads(progress.round):
                 self.server.absorb(device, self._downlink.decode_up(device, payload))
@@ -165,7 +167,8 @@ class Coordinator:
 
     def deadline(self) -> None:
         """Stop waiting for those who have not answered."""
-        self._do(self.core.deadline())
+        self.check_anybody()
+        self._do(self.core.deadline(len(self.unfit)))
 
     def receive(self, topic: str, data: bytes) -> None:
         """Take hostile bytes from the network: what is not a message of a device is counted and dropped."""
@@ -236,6 +239,7 @@ class Coordinator:
         heard = self._choices.hear(device, hello)
         if heard.chosen:
             log.warning("device %s is given %s", device, heard.chosen)
+        self.journal.admit(device, heard.lacking)
         if not heard.lacking:
             self.unfit.pop(device, None)
             return True
@@ -256,6 +260,8 @@ class Coordinator:
             match action:
                 case Tell():
                     self._send(action.device, action.message)
+                case Assign() | Repeat() if action.device in self.unfit:
+                    pass  # until it says that it has what that takes
                 case Assign():
                     self._assign(action.device, action.fresh)
                 case Repeat():
@@ -401,7 +407,8 @@ class Coordinator:
         plan, progress = self.core.plan, self.core.progress
         cohort = devices
         if progress.phase == "score":
-            cohort = tuple(device for device in devices if self._choices.cut_of(device))
+            parts = (device for device in devices if self._choices.cut_of(device))
+            cohort = tuple(device for device in parts if self._choices.may_score(device))
         if 0 < plan.cohort < len(devices) and progress.phase == "train":
             rng = np.random.default_rng([self._seed & 0xFFFFFFFF, progress.round])
             cohort = tuple(sorted(rng.choice(devices, plan.cohort, replace=False).tolist()))
@@ -448,18 +455,25 @@ class Coordinator:
         self._do([Finish()] if following.finished else self.core.start())
 
     def check(self) -> None:
-        """Raise RunError if the open round can never close, or there is nobody to open one with."""
-        if not self.core.online and len(self.unfit) >= self.core.plan.devices:
-            device, reason = next(iter(self.unfit.items()))
-            raise RunError(f"none of {len(self.unfit)} devices gets a task ({device}: {reason})")
+        """Raise RunError if the open round can never close."""
         if self.core.stuck:
             raise RunError(f"round {self.core.progress.round} cannot close: {self.core.stuck}")
+
+    def check_anybody(self) -> None:
+        """Raise RunError if as many devices as are waited for have been heard of, and none of them gets a task."""
+        if not self.core.open and not self.core.online and len(self.unfit) >= self.core.plan.devices:
+            device, reason = next(iter(self.unfit.items()))
+            raise RunError(f"none of {len(self.unfit)} devices gets a task ({device}: {reason})")
 
 
 def _same(one: ModelCard, other: ModelCard) -> bool:
     """Say whether cards are of the same model with the same graphs, whatever it began as."""
-    graphs = [bundle.unpack(card.bundle).graphs if card.bundle else None for card in (one, other)]
-    return (one.name, one.layout, one.cut) == (other.name, other.layout, other.cut) and graphs[0] == graphs[1]
+    if (one.name, one.layout, one.cut) != (other.name, other.layout, other.cut):
+        return False
+    if one.bundle == other.bundle or not (one.bundle and other.bundle):
+        return one.bundle == other.bundle
+    graphs = bundle.unpack(other.bundle).graphs
+    return bundle.unpack(one.bundle, max(map(len, graphs.values()))).graphs == graphs
 
 
 def _core_of(plan: Plan, progress: Progress) -> type[RoundsCore | VersionsCore]:

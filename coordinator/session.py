@@ -104,6 +104,8 @@ def baseline_of(run: Run, table: dict[str, Any]) -> Run:
             down="lossless",
             widths="",
             codings="",
+            importance="first",
+            collect=False,
         ),
         same,
     )

@@ -118,6 +118,9 @@ def simulate(
         coordinator.receive(topic, payload)
         pump()
         coordinator.check()
+        heard = len(coordinator.core.online | coordinator.unfit.keys())
+        if coordinator.unfit and not coordinator.core.open and heard == run.config.devices:
+            coordinator.deadline()  # nobody else will come
         watch(coordinator)
 
     end.start([up_topic(run.config.fleet, "+")], receive, lambda up: None)

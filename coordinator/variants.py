@@ -39,9 +39,11 @@ class Variant:
 
     @functools.cached_property
     def memory(self) -> Memory | None:
-        """Give what the graphs themselves say that they take, where they travel along."""
+        """Give what the graphs themselves say that they take; None: the model is code."""
         card = self.setup.own or self.setup.model
-        return bundle.unpack(card.bundle).memory if card.bundle else None
+        if card.bundle:
+            return bundle.unpack(card.bundle).memory
+        return None if ":" in card.name else bundle.built_in(card.name).memory
 
 
 @dataclass(frozen=True)

@@ -92,10 +92,13 @@ class VersionsCore:
                 actions.append(Repeat(device))
         return actions
 
-    def deadline(self) -> list[Action]:
-        """Give up waiting: begin with the devices that are here, or give the places of silent devices to others."""
+    def deadline(self, absent: int = 0) -> list[Action]:
+        """Give up waiting: begin with the devices that are here, or give the places of silent devices to others.
+
+        `absent`: devices that were heard of, and can take no part.
+        """
         if not self._started:
-            self._enough = max(1, math.ceil(self.plan.quorum * self.plan.devices))
+            self._enough = max(1, math.ceil(self.plan.quorum * self.plan.devices) - absent)
         self.online, self._heard = self.online & self._heard, set()
         return self._fill()
 
@@ -216,7 +219,8 @@ class VersionsCore:
 
     def _on_refuse(self, device: str, refuse: Refuse) -> list[Action]:
         number = self.progress.issued.get(device)
-        if (refuse.run, refuse.round) != (self.plan.run, number) or device not in self.missing():
+        asked = self.plan.run, number, "train"
+        if (refuse.run, refuse.round, refuse.phase) != asked or device not in self.missing():
             return []
         if refuse.lost:
             return [Assign(device, True)]

@@ -36,6 +36,7 @@ PACKED_FORWARD, PACKED_BACKWARD, GROWTH = "packed-forward.onnx", "packed-backwar
 GRAPHS = (FORWARD, BACKWARD, PACKED_FORWARD, PACKED_BACKWARD, GROWTH)
 MAX_BYTES = 1 << 26
 """Largest bundle without initial parameters that is let in from the network."""
+_MAX_MANIFEST_BYTES = 1 << 20
 _FORMAT = 1
 _TYPES = ("float32", "int64")
 _KEYS = {
@@ -251,8 +252,8 @@ def pack(bundle: Bundle, initial: bool = False) -> bytes:
     return codec.encode(parts)
 
 
-def unpack(data: bytes) -> Bundle:
-    """Read hostile bytes as a bundle.
+def unpack(data: bytes, most: int = MAX_BYTES) -> Bundle:
+    """Read hostile bytes as a bundle, with graphs of at most `most` bytes each.
 
     Raises:
         DecodeError: they are not one.
@@ -263,7 +264,8 @@ def unpack(data: bytes) -> Bundle:
     if len(parts) not in (2 * len(names) - 2, 2 * len(names)):
         raise DecodeError(f"bundle: {len(parts)} parts")
     for name, size, frame in zip(names, parts[::2], parts[1::2], strict=False):
-        if not isinstance(size, int) or not isinstance(frame, bytes) or not 0 <= size <= MAX_BYTES:
+        limit = {MANIFEST: _MAX_MANIFEST_BYTES, INITIAL: MAX_BYTES}.get(name, most)
+        if not isinstance(size, int) or not isinstance(frame, bytes) or not 0 <= size <= limit:
             raise DecodeError(f"bundle: {name} is malformed or too large")
         content[name] = frames.unpack(frame, size)
     try:

@@ -237,7 +237,7 @@ class DeviceCore:
 
     def _stale(self, task: Task) -> bool:
         done, now = self.memory, self.task
-        if task.run == done.run and (task.epoch < done.epoch or task.round <= done.round):
+        if task.run == done.run and (task.epoch < done.epoch or _done(task) <= done.round):
             return True
         return now is not None and task.run == now.run and (task.epoch < now.epoch or _done(task) < _done(now))
 

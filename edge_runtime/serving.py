@@ -16,7 +16,6 @@ import json
 import logging
 import math
 import queue
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,17 +29,20 @@ from edge_runtime import backends, bundle, inference, losses, models, personal
 from edge_runtime.algorithm import Fitted
 from edge_runtime.compute import Compute
 from edge_runtime.errors import ConfigError, DecodeError, EdgeError
+from edge_runtime.mqtt import Mqtt
 from edge_runtime.personal import Origin
 from edge_runtime.setup import ModelCard
-from edge_runtime.transport import Transport
 
 log = logging.getLogger(__name__)
 
 Samples = NDArray[Any]
 
-_MAX_REQUEST_BYTES = 1 << 23
-_MAX_WAITING = 64
+_MAX_REQUEST_BYTES = 1 << 20
+_MAX_WAITING = 16
 """Requests that wait; more are dropped."""
+_MAX_HEAD_BYTES = 1000
+"""Of an NPY array's header, which numpy parses as Python; its own are shorter."""
+_MAX_ID_BYTES = 1000
 _NPY = b"\x93NUMPY"
 
 
@@ -74,10 +76,13 @@ class Loaded:
         """
         samples = _shaped(x, self.input_shape)
         try:
-            found = losses.softmax(inference.outputs(self.fitted, samples))
+            with np.errstate(over="ignore", invalid="ignore"):  # told below
+                found = losses.softmax(inference.outputs(self.fitted, samples))
         except Exception as error:  # of a framework: whatever it makes of a number that an embedding has no row for
             reason = " ".join(str(error).split())[:200]
             raise DecodeError(f"the model does not take these samples: {reason}") from error
+        if not np.isfinite(found).all():
+            raise DecodeError("the model gives no finite numbers for these samples")
         best = found.argmax(axis=1)
         names = self.origin.class_names
         return [
@@ -125,6 +130,11 @@ def _load(path: Path, compute: Compute) -> Loaded:
     try:
         made = personal.decode(path.read_bytes())
         card = made.card
+        if ":" in card.name and not card.bundle:
+            raise ConfigError(
+                f"{path}: model {card.name!r} is code; export it with `edge-coordinator export`, and start runs with "
+                "--model BUNDLE, for a model that can be served"
+            )
         graphs = bundle.unpack(card.bundle) if card.bundle else None
         model = backends.load(compute, card.name, graphs, card.cut)
     except FileNotFoundError as error:
@@ -163,15 +173,24 @@ def read(path: Path) -> tuple[Samples, NDArray[np.int64] | None]:
         ConfigError: it is none of them.
     """
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return arrays["x"], np.asarray(arrays["y"], np.int64) if "y" in arrays else None
-        if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False), None
-        with path.open(newline="") as file:
-            return np.array([[float(cell) for cell in row] for row in csv.reader(file) if row], np.float32), None
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path}: holds no samples ({error}); write NPZ with x, NPY, or CSV of numbers") from error
+        return _read(path)
+    except Exception as error:  # of numpy, zipfile, zlib, csv: whatever they make of a file that is something else
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{path}: holds no samples ({reason}); write NPZ with x, NPY, or CSV of numbers") from error
+
+
+def _read(path: Path) -> tuple[Samples, NDArray[np.int64] | None]:
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            y = np.asarray(arrays["y"], np.int64).reshape(-1) if "y" in arrays else None
+            return arrays["x"], y
+    if path.suffix == ".npy":
+        found = np.load(path, allow_pickle=False)
+        if not isinstance(found, np.ndarray):
+            raise ValueError("an archive of arrays")  # it is the file that is wrong
+        return found, None
+    with path.open(newline="") as file:
+        return np.array([[float(cell) for cell in row] for row in csv.reader(file) if row], np.float32), None
 
 
 def reply(data: bytes, model: Loaded) -> bytes:
@@ -213,17 +232,27 @@ def _npy(data: bytes) -> Samples:
     """Read an NPY array; numpy's own reader allocates what the header claims before it looks what there is."""
     file = io.BytesIO(data)
     try:
-        version = np.lib.format.read_magic(file)
-        head = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, kind = head(file)
+        if np.lib.format.read_magic(file) != (1, 0) or int.from_bytes(data[8:10], "little") > _MAX_HEAD_BYTES:
+            raise ValueError("an array with a header as numpy.save writes it")
+        shape, fortran, kind = np.lib.format.read_array_header_1_0(file)
         if fortran or kind.hasobject or math.prod(shape) * kind.itemsize != len(data) - file.tell():
             raise ValueError("an array in C order, of numbers, and nothing else")
         return np.frombuffer(data, kind, offset=file.tell()).reshape(shape)
-    except (ValueError, TypeError, OverflowError, EOFError, SyntaxError, TokenError) as error:
+    except (ValueError, TypeError, OverflowError, EOFError, SyntaxError, TokenError, RecursionError) as error:
         raise DecodeError(f"NPY: {error}") from error
 
 
-def listen(served: Served, transport: Transport, asked: str, answered: str, stop: Callable[[], bool]) -> None:
+def _answer(transport: Mqtt, topic: str, said: bytes) -> None:
+    try:
+        transport.send(topic, said)
+    except ValueError as error:  # larger than a packet may be
+        log.warning("an answer was not sent: %s", error)
+        asked = json.loads(said).get("id")
+        named = {"id": asked} if len(json.dumps(asked)) <= _MAX_ID_BYTES else {}
+        transport.send(topic, json.dumps({**named, "error": "the answer is too large; ask for fewer samples"}).encode())
+
+
+def listen(served: Served, transport: Mqtt, asked: str, answered: str, stop: Callable[[], bool]) -> None:
     """Answer on the topic `answered` what comes on the topic `asked`, until `stop()`.
 
     Raises:
@@ -233,21 +262,19 @@ def listen(served: Served, transport: Transport, asked: str, answered: str, stop
 
     def receive(_topic: str, payload: bytes) -> None:
         try:
-            waiting.put_nowait(payload)
+            waiting.put_nowait(payload if len(payload) <= _MAX_REQUEST_BYTES else b"")
         except queue.Full:
             log.warning("%d requests wait for an answer: another one is dropped", _MAX_WAITING)
 
     transport.start([asked], receive, lambda up: log.info("broker %s", "reached" if up else "lost"))
     try:
         while not stop():
+            if transport.error is not None:
+                raise transport.error
             try:
                 data = waiting.get(timeout=0.2)
             except queue.Empty:
                 continue
-            said = reply(data, served.current())
-            try:
-                transport.send(answered, said)
-            except ValueError as error:
-                log.warning("an answer was not sent: %s", error)
+            _answer(transport, answered, reply(data, served.current()))
     finally:
         transport.close()

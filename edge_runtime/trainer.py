@@ -11,6 +11,7 @@ import importlib
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -227,7 +228,11 @@ def _check_room(compute: Compute, card: setup.ModelCard, model: Model, batch: in
     known = None if card.bundle or ":" in card.name else costs.read(bundle.built_in_folder(card.name))
     if room_bytes is None or (known is None and not isinstance(model.oracle, Weighs)):
         return
-    pass_bytes = model.oracle.pass_bytes(batch) if isinstance(model.oracle, Weighs) else 0
+    if isinstance(model.oracle, Weighs):
+        pass_bytes = model.oracle.pass_bytes(batch)
+    else:
+        held = bundle.built_in(card.name).memory
+        pass_bytes = held.fixed + batch * held.per_sample
     own, values = isinstance(model, OwnModel), card.layout.size
     needed = needs.memory_bytes(known, pass_bytes, usual(compute), density, batch, values, own)
     if needed > room_bytes:
@@ -240,8 +245,16 @@ def _check_room(compute: Compute, card: setup.ModelCard, model: Model, batch: in
 def _room_bytes(compute: Compute) -> int | None:
     """Say how much memory there is beside what this process has; None: the system does not tell."""
     found = profile()
-    limit_bytes = found.ram_limit_bytes and max(1, found.ram_limit_bytes - meter.rss_bytes())
+    limit_bytes = found.ram_limit_bytes and max(1, found.ram_limit_bytes - meter.rss_bytes() - _agent_rss_bytes())
     return min(filter(None, (compute.memory_mb * 1_000_000, found.free_ram_bytes, limit_bytes)), default=None)
+
+
+def _agent_rss_bytes() -> int:
+    """Read the memory of the process that started this one, which has the same limit."""
+    try:
+        return meter.memory(os.getppid()).rss_bytes
+    except (OSError, ValueError):  # it has gone, or is not for us to see
+        return 0
 
 
 def _check_fit(name: str, fitted: Fitted, split: data.Split) -> None:

@@ -62,8 +62,9 @@ def own_key(folder: Path) -> Ed25519PrivateKey:
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(f"{path}: is not an Ed25519 key; move it away, and another is made")
     public = folder / "public.pem"
-    if not public.exists():
-        write_atomic(public, _public_pem(key.public_key()))
+    content = _public_pem(key.public_key())
+    if not public.exists() or public.read_bytes() != content:  # it was another key's, which is gone
+        write_atomic(public, content)
     return key
 
 
@@ -131,7 +132,9 @@ def verify(path: Path, trusted: Ed25519PublicKey) -> Record:
 
 
 def manifest_path(path: Path) -> Path:
-    """Say where the manifest of an ONNX file is."""
+    """Say where the manifest of an ONNX file is. Raises ConfigError: that is no name of a file."""
+    if not path.name:
+        raise ConfigError(f"{path}: is not a file; name the ONNX file")
     return path.with_suffix(".json")
 
 

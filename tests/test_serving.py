@@ -189,7 +189,10 @@ HUGE = b"\x93NUMPY\x01\x00v\x00" + HEAD.ljust(117) + b"\n"
         (npy(np.array([{}]), allow_pickle=True), "NPY"),
         (npy(np.array(["a"])), "numbers are expected"),
         (b"\x93NUMPY\x07", "NPY"),
-        (b" " * ((1 << 23) + 1), "at most"),
+        (b" " * ((1 << 20) + 1), "at most"),
+        (b"\x93NUMPY\x01\x00" + (5001).to_bytes(2, "little") + b"-" * 5000 + b"1", "NPY"),
+        (b"\x93NUMPY\x01\x00" + (900).to_bytes(2, "little") + b"1" + b"+1" * 449 + b"\n", "NPY"),
+        (json.dumps({"x": [3e38, -3e38] * 300}).encode(), "no finite numbers"),
     ],
 )
 def test_what_is_no_request_is_answered_with_what_is_wrong(served: serving.Served, request_: bytes, said: str) -> None:
@@ -218,7 +221,15 @@ def test_samples_are_read_from_files(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("a.npz", b"no"), ("a.npy", b""), ("a.csv", b"walk,run\n"), ("a.csv", b"1,2\n3\n"), ("a.npz", npy(X))],
+    [
+        ("a.csv", b"1" * 200_000),
+        ("a.npy", b"PK\x05\x06" + bytes(18)),
+        ("a.npz", b"no"),
+        ("a.npy", b""),
+        ("a.csv", b"walk,run\n"),
+        ("a.csv", b"1,2\n3\n"),
+        ("a.npz", npy(X)),
+    ],
 )
 def test_a_file_without_samples_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)

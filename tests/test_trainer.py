@@ -173,6 +173,18 @@ def test_a_model_for_other_classes_or_a_damaged_one_is_no_rival() -> None:
     assert "accuracy-served" not in work(DESCRIPTION, keep=True, store=store).metrics
 
 
+def test_a_model_of_long_ago_that_cannot_be_evaluated_here_is_no_rival_and_stops_nothing() -> None:
+    own, spec = personal.origin(work(DESCRIPTION, keep=True).personal), models.find("mlp")
+    origin = dataclasses.replace(own, data="other")
+    fitted = Fitted(load(Compute("numpy"), "mlp"), models.initial(spec, 0))
+    for card in (setup.ModelCard("mlp", spec.layout), setup.ModelCard("watch-cnn", spec.layout)):
+        store = MemoryStore()
+        store.keep_personal("before", personal.encode(origin, card, fitted), serve=True)
+        done = work(DESCRIPTION, keep=True, store=store)
+        assert done.reason == ""
+        assert "accuracy-served" not in done.metrics
+
+
 def test_an_evaluation_hands_the_personal_model_over_only_where_the_run_collects() -> None:
     collecting = dataclasses.replace(DESCRIPTION, collect=True)
     left = personal.decode(work(collecting, phase="evaluate").payload)

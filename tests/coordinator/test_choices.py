@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edge_runtime import config
+from edge_runtime import coding, config
 from edge_runtime.coordinator.choices import Choices
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import Run, RunConfig, prepare
@@ -67,7 +67,10 @@ def rooms(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[float, int
     """Say what each width needs."""
     with contextlib.closing(Journal(tmp_path_factory.mktemp("journal"))) as journal:
         choices = Choices(run, journal)
-        return {one.width: choices.needs(one.variant, one.down, "onnx").memory_bytes for one in run.options}
+        return {
+            one.width: choices.needs(one.variant, coding.parse(one.down, ""), "onnx").memory_bytes
+            for one in run.options
+        }
 
 
 def chosen(run: Run, folder: Path, hello: Hello) -> tuple[str, str]:
@@ -100,7 +103,7 @@ def test_a_device_that_says_nothing_is_given_the_whole_model(run: Run, tmp_path:
 def test_few_bytes_for_a_round_ask_for_a_cheaper_coding_before_a_smaller_part(run: Run, tmp_path: Path) -> None:
     with contextlib.closing(Journal(tmp_path / "needs")) as journal:
         choices = Choices(run, journal)
-        sizes = [choices.needs(one.variant, one.down, "onnx").round_bytes for one in run.options]
+        sizes = [choices.needs(one.variant, coding.parse(one.down, ""), "onnx").round_bytes for one in run.options]
     assert [one.name for one in run.options] == [
         "1 lossless lossless",
         "1 step:1 step:1",
@@ -115,7 +118,7 @@ def test_few_bytes_for_a_round_ask_for_a_cheaper_coding_before_a_smaller_part(ru
 def test_a_slow_device_is_given_the_part_whose_step_is_short_enough(run: Run, tmp_path: Path) -> None:
     with contextlib.closing(Journal(tmp_path / "needs")) as journal:
         half = run.options[-1]
-        step = Choices(run, journal).needs(half.variant, half.down, "onnx").step
+        step = Choices(run, journal).needs(half.variant, coding.parse(half.down, ""), "onnx").step
     assert step is not None
     hello = Hello("boot", reference_us=10_000, step_ms=int(10 * step * 1.25) + 1)
     assert chosen(run, tmp_path / "slow", hello)[0].startswith("0.5 ")
@@ -174,20 +177,84 @@ def test_a_task_that_no_longer_fits_is_taken_back_and_the_round_goes_on(tmp_path
         assert coordinator.core.missing() == ["b"]
 
 
+def test_a_coordinator_that_starts_again_sends_no_task_to_a_device_that_lacks_what_it_takes(tmp_path: Path) -> None:
+    fixed = run_of(widths="", codings="", devices=2, quorum=0.5)
+    with coordinating(fixed, tmp_path) as (coordinator, _):
+        for name in ("a", "b"):
+            coordinator.handle(name, Hello("boot"))
+        coordinator.handle("a", Hello("again", room=1_000_000))
+    with coordinating(fixed, tmp_path) as (coordinator, post):
+        assert "it needs up to" in coordinator.unfit["a"]
+        assert set(post.tasks()) == {"b"}
+        assert coordinator.core.missing() == ["b"]
+        coordinator.handle("a", Hello("once more"))
+        assert coordinator.unfit == {}
+    with coordinating(fixed, tmp_path) as (coordinator, _):
+        assert coordinator.unfit == {}
+
+
+def test_devices_that_get_nothing_do_not_end_a_run_that_others_may_join(tmp_path: Path) -> None:
+    fixed = run_of(widths="", codings="", devices=2)
+    with coordinating(fixed, tmp_path) as (coordinator, post):
+        for name in ("a", "b"):
+            coordinator.handle(name, Hello("boot", room=1_000_000))
+            coordinator.check()
+        for name in ("c", "d"):
+            coordinator.handle(name, Hello("boot"))
+        coordinator.deadline()
+        assert set(post.tasks()) == {"c", "d"}
+
+
+def test_a_run_begins_with_those_that_fit_once_it_has_waited_for_the_others(tmp_path: Path) -> None:
+    fixed = run_of(widths="", codings="", devices=4, quorum=0.8)
+    with coordinating(fixed, tmp_path) as (coordinator, post):
+        coordinator.handle("a", Hello("boot", room=1_000_000))
+        for name in ("b", "c", "d"):
+            coordinator.handle(name, Hello("boot"))
+        assert not post.tasks()
+        coordinator.deadline()
+        assert set(post.tasks()) == {"b", "c", "d"}
+
+
+def test_a_run_that_nobody_can_take_part_in_ends_with_the_reason(tmp_path: Path) -> None:
+    fixed = run_of(widths="", codings="", devices=2)
+    with coordinating(fixed, tmp_path) as (coordinator, _):
+        for name in ("a", "b"):
+            coordinator.handle(name, Hello("boot", room=1_000_000))
+        with pytest.raises(RunError, match=r"none of 2 devices gets a task \(a: the whole model"):
+            coordinator.deadline()
+
+
+def test_a_device_that_asks_for_a_cheaper_coding_is_reckoned_by_it(run: Run, tmp_path: Path) -> None:
+    with contextlib.closing(Journal(tmp_path)) as journal:
+        choices, whole = Choices(run, journal), run.options[0].variant
+        dear, cheap = (choices.needs(whole, coding.parse(way, ""), "onnx").round_bytes for way in ("lossless", "bf16"))
+        limit = (dear + cheap) // 2
+        assert "1 of" not in choices.hear("a", Hello("boot", round_bytes=limit)).chosen
+        assert journal.chosen("a") != run.options[0].name
+        choices.hear("b", Hello("boot", down="bf16", round_bytes=limit))
+        assert journal.chosen("b") == run.options[0].name
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torch", "numpy", "something"])
+def test_a_backend_that_was_not_measured_takes_what_the_graphs_say_at_least(backend: str, tmp_path: Path) -> None:
+    large = run_of({"batch-size": 256}, widths="", codings="")
+    with contextlib.closing(Journal(tmp_path)) as journal:
+        choices = Choices(large, journal)
+        held = large.others.memory
+        assert held is not None
+        needed = choices.needs(large.others, coding.parse("lossless", ""), backend).memory_bytes
+        assert needed > held.fixed + 256 * held.per_sample
+
+
 def test_devices_of_two_sizes_train_in_one_run_and_one_too_small_stays_out(
     run: Run, rooms: dict[float, int], tmp_path: Path
 ) -> None:
     sizes = (rooms[1], rooms[0.5], rooms[0.5] - 1_000_000, 2 * rooms[1])
     hellos = {name: Hello(name, room=size + 999_999) for name, size in zip(NAMES, sizes, strict=True)}
-    coded = run_of(quorum=0.5, deadline_s=30.0)
     scene = Scene(DATA, NAMES, config.cache_folder(), hellos=hellos)
     with contextlib.closing(Journal(tmp_path, durable=False)) as journal:
-
-        def hurry(coordinator: Coordinator) -> None:
-            if not coordinator.core.open:
-                coordinator.deadline()  # the fourth device will never come
-
-        simulate(coded, "run", scene, journal, hurry)
+        simulate(run, "run", scene, journal, lambda coordinator: None)
         sent = {one.device: one.metrics["payload-bytes-up"] for one in journal.accepted()}
         given = journal.choices()
     assert NAMES[2] not in sent
@@ -201,7 +268,7 @@ def test_what_is_sent_is_within_what_was_reckoned(run: Run, tmp_path: Path) -> N
     with contextlib.closing(Journal(tmp_path / "needs")) as journal:
         choices = Choices(run, journal)
         for name, option in zip(NAMES, run.options, strict=True):
-            limits[name] = choices.needs(option.variant, option.down, "onnx").round_bytes
+            limits[name] = choices.needs(option.variant, coding.parse(option.down, ""), "onnx").round_bytes
     hellos = {name: Hello(name, round_bytes=size) for name, size in limits.items()}
     scene = Scene(DATA, NAMES, config.cache_folder(), hellos=hellos)
     with contextlib.closing(Journal(tmp_path / "run", durable=False)) as journal:

@@ -15,7 +15,7 @@ from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import Run, RunConfig, prepare
 from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.coordinator.simulate import Scene
-from edge_runtime.data import DataConfig, device_names
+from edge_runtime.data import DataConfig, device_names, seed_set
 from edge_runtime.errors import ConfigError
 from edge_runtime.message import Blob, Chunk, Fate, Hello, Message, Offer
 from edge_runtime.personal import Origin
@@ -23,6 +23,7 @@ from edge_runtime.setup import ModelCard
 
 NAMES = device_names(DataConfig())[:2]
 SPEC = models.find("watch-cnn")
+SEEDS = seed_set(DataConfig(), 20, config.cache_folder())
 
 
 def a_run(algorithm: str, **settings: Any) -> Run:
@@ -56,8 +57,18 @@ def test_a_run_that_does_not_collect_gets_no_model(tmp_path: Path) -> None:
 def test_what_never_leaves_a_device_is_not_collected() -> None:
     with pytest.raises(ConfigError, match=r"run: collect: .* never leaves a device; leave collect or private out"):
         a_run("ffgg", collect=True)
-    with pytest.raises(ConfigError, match="that is done with the evaluation"):
-        a_run("fedavg", collect=True, evaluate=False)
+    for how in ({"algorithm": "fedavg", "evaluate": False}, {"algorithm": "fedh2l", "habit": "decentralised"}):
+        with pytest.raises(ConfigError, match="that is done with the evaluation"):
+            prepare(RunConfig(**{"rounds": 1, "devices": 2, "collect": True, **how}), {}, None, SEEDS)
+
+
+def test_a_devices_own_larger_model_is_not_too_large_to_hand_over() -> None:
+    own = {"big": {"devices": "*", "model": "cnn"}}
+    run = prepare(RunConfig("quped", "linear", collect=True), {}, own)
+    spec = models.find("cnn")
+    fitted = Fitted(load(Compute("numpy"), "cnn"), models.initial(spec, 0))
+    handed = personal.encode(Origin("run", 1, "a", "quped", (), 0.5, 10, ""), ModelCard("cnn", spec.layout), fitted)
+    assert len(handed) < run.plan("run", 1).max_blob
 
 
 class Told:

@@ -204,8 +204,7 @@ def test_after_the_scores_comes_the_first_round_and_a_late_refusal_of_them_does_
     scored = offer(phase="score")
     core.handle("b", scored)
     core.recalled("b", scored, {0, 1})
-    core.accepted("b", scored)
-    core.deadline()
+    assert core.accepted("b", scored) == [Tell("b", Fate("run", 0, "score", UP.digest, "applied")), Close()]
     assert (core.following().round, core.following().phase) == (0, "train")
     core.closed()
     core.opened(DEVICES)
@@ -220,3 +219,31 @@ def test_scores_that_nobody_need_give_are_over_at_once() -> None:
     assert core.opened(()) == [Close()]
     assert core.closed() == [Sample(("a",))]
     assert core.progress.phase == "train"
+
+
+@pytest.mark.parametrize("answer", ["refuses", "is silent"])
+def test_who_gives_no_scores_does_not_stop_the_run(answer: str) -> None:
+    core = RoundsCore(Plan("run", 1, 2, 3, quorum=1.0, score=True), Progress(phase="score"))
+    for device in DEVICES:
+        core.handle(device, Hello("x"))
+    core.opened(("a", "b"))
+    core.handle("a", Refuse("run", 0, False, "too large", "score"))
+    if answer == "refuses":
+        assert core.handle("b", Refuse("run", 0, False, "too large", "score")) == [Close()]
+        assert core.stuck == ""
+    else:
+        assert core.deadline() == [Close()]
+    core.closed()
+    assert core.progress.phase == "train"
+
+
+def test_an_offer_that_is_too_large_is_an_answer() -> None:
+    core = RoundsCore(Plan("run", 1, 2, 2, quorum=0.5, max_blob=1000), Progress())
+    for device in ("a", "b"):
+        core.handle(device, Hello("x"))
+    core.opened(("a", "b"))
+    (told,) = core.handle("a", offer())
+    assert isinstance(told, Tell)
+    assert isinstance(told.message, Fate)
+    assert (told.message.fate, told.message.reason) == ("rejected", "too large: 70000 bytes, at most 1000")
+    assert core.missing() == ["b"]
