@@ -160,8 +160,8 @@ def test_the_bundles_that_ship_are_those_that_the_export_makes(name: str) -> Non
     shipped = Path(bundle.__file__).with_name("bundles") / name
     made = bundle.files(exported.of(exported.built_in(models.find(name))))
     assert {path.name: path.read_bytes() for path in shipped.iterdir() if path.name != "costs.json"} == made, (
-        f"make it again: python -m edge_runtime.export.bundle {name} --out edge_runtime/bundles/{name}, and what it costs: "
-        f"edge-coordinator bench costs --model {name}"
+        f"make it again: python -m edge_runtime.export.bundle {name} --out edge_runtime/bundles/{name}, "
+        f"and what it costs: edge-coordinator bench costs --model {name}"
     )
 
 
