@@ -16,7 +16,7 @@ test: export OPENBLAS_NUM_THREADS = 1
 test: export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz aarch64 format lint types wheel check-wheels clean
+.PHONY: help demo test fuzz chaos aarch64 format lint types wheel check-wheels clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -33,6 +33,9 @@ test: $(VENV)/.test-stamp $(ORT_TRAINING)/.stamp ## set up and run all tests (AR
 
 fuzz: $(VENV)/.test-stamp ## throw a million mutated payloads at every decoder (ARGS="--number 50000 --seed 1")
 	@OMP_NUM_THREADS=1 exec $(BIN)/python -m tests.fuzz $(ARGS)
+
+chaos: $(VENV)/.test-stamp ## fill in the scorecard of reliability and security (ARGS="R2 R7 --part 0.1 --json")
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 exec $(BIN)/python -m tests.chaos $(ARGS)
 
 aarch64: $(VENV)/.test-stamp ## see whether an emulated aarch64 reads the same from what is coded here
 	@PYTHON=$(BIN)/python exec .ci/aarch64.sh
