@@ -6,15 +6,20 @@ from pathlib import Path
 from edge_runtime.errors import DeviceError
 
 
-def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
+def write_atomic(path: Path, data: bytes, durable: bool = True, mode: int = 0o666) -> None:
     """Write `data` to `path` through a temporary file: fsync, rename, fsync of the folder (durable only).
+
+    Nobody whom `mode` (less the umask) does not allow to read it can do so at any moment.
 
     Raises:
         DeviceError: the disk is full, read-only or broken; `path` then holds what it held before.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:  # a buffered writer: a bare write may stop half-way without an error
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(
+            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb"
+        ) as file:  # a buffered writer: a bare write may stop half-way without an error
             file.write(data)
             file.flush()
             if durable:
