@@ -1,12 +1,13 @@
 """An MQTT broker of our own as a child process: Mosquitto where it is installed, else amqtt behind a guard.
 
-For one machine: on loopback anybody may connect; on any other address only who has a password. Nothing is kept on
-disk or for later, because the protocol repeats what matters.
+For one machine: on loopback anybody may connect, or who has a password. For a fleet (`pki.py`): only who has one of its
+certificates, over TLS, and each on topics of its own (`broker_config.py`); revocations and rules hold from the next
+`Broker.check` on. Nothing is kept on disk or for later, because the protocol repeats what matters.
 """
 
-import contextlib
+import dataclasses
 import functools
-import ipaddress
+import logging
 import os
 import pwd
 import shutil
@@ -15,15 +16,23 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from edge_runtime.config import nearest
 from edge_runtime.coordinator import passwords
 from edge_runtime.errors import ConfigError, RunError
+from edge_runtime.files import write_atomic
+from edge_runtime.link import is_loopback
 from edge_runtime.processes import die_with_parent
+
+if TYPE_CHECKING:
+    from edge_runtime.coordinator.pki import Fleet
+
+log = logging.getLogger(__name__)
 
 KINDS = ("auto", "mosquitto", "amqtt")
 MAX_PACKET_BYTES = 262_144
@@ -32,7 +41,7 @@ _WAIT_S = 15.0
 _GRACE_S = 3.0
 
 # Queue bounds are per client: twenty devices answer the coordinator with a window of 1 MiB each.
-_MOSQUITTO_CONF = f"""\
+LIMITS = f"""\
 persistence false
 retain_available false
 sys_interval 0
@@ -60,11 +69,13 @@ class Broker:
     port: int
     process: "subprocess.Popen[bytes]"
     log: Path
+    watch: Callable[[], None] = field(default=lambda: None, repr=False)
 
     def check(self) -> None:
-        """Raise RunError with the broker's last words if it has died."""
+        """Raise RunError with the broker's last words if it has died; pass on what changed in its fleet."""
         if self.process.poll() is not None:
             raise RunError(f"the broker ({self.kind}) died: {_last_words(self.process, self.log)}")
+        self.watch()
 
     def close(self) -> None:
         """Stop the broker and wait until it is gone."""
@@ -91,6 +102,8 @@ def start(
     *,
     folder: Path,
     users: Mapping[str, str] | None = None,
+    fleet: "Fleet | None" = None,
+    insecure: bool = False,
 ) -> Broker:
     """Start a broker and return once it takes connections. It dies with the thread that started it.
 
@@ -99,16 +112,23 @@ def start(
         host: address to listen on.
         port: 0 takes a free one.
         folder: where its configuration and log go.
-        users: passwords by user name; None lets anybody in, on loopback only.
+        users: passwords by user name; None lets anybody in (unless there is a fleet).
+        fleet: TLS, and only clients with a certificate of this fleet, each on its own topics.
+        insecure: listen in clear on an address that others can reach.
 
     Raises:
-        ConfigError: the port is taken, the address or the kind cannot be, or nobody but loopback would be let in.
+        ConfigError: the port is taken, the address or the kind cannot be, or it would be in clear for others.
         RunError: it did not come up.
     """
     if kind not in KINDS:
         raise ConfigError(f"--broker: unknown kind {kind!r}{nearest(kind, KINDS)}")
-    if users is None and not is_loopback(host):
-        raise ConfigError(f"a broker on {host} needs users and passwords: without them it listens on 127.0.0.1 only")
+    if fleet is None and not is_loopback(host):
+        if not insecure:
+            raise ConfigError(
+                f"a broker on {host} would speak in clear: make a fleet with `edge-coordinator fleet init`, "
+                "or say --insecure"
+            )
+        log.warning("INSECURE: what this broker on %s is told can be read and changed by anybody on the way", host)
     program = find_mosquitto()
     if kind == "mosquitto" and program is None:
         raise ConfigError("mosquitto is not installed: `apt install mosquitto`, or take --broker amqtt")
@@ -116,8 +136,13 @@ def start(
     port = _bindable(host, port)
     folder.mkdir(parents=True, exist_ok=True)
     secret = _write_users(folder, users)
-    command = _mosquitto(program, folder, host, port, secret) if kind == "mosquitto" else _amqtt(host, port, secret)
+    if kind == "mosquitto":
+        command = _mosquitto(program, folder, host, port, secret, fleet)
+    else:
+        command = _amqtt(host, port, secret, fleet)
     broker = _spawn(kind, host, port, command, folder / "broker.log")
+    if kind == "mosquitto" and fleet is not None:
+        broker = dataclasses.replace(broker, watch=_reloading(broker, fleet, folder))
     try:
         _wait(broker)
     except BaseException:
@@ -129,15 +154,6 @@ def start(
 def find_mosquitto() -> str | None:
     """Find the program; Debian keeps it where only root's PATH looks."""
     return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether only this machine can reach `host`."""
-    if host == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
 
 
 def _bindable(host: str, port: int) -> int:
@@ -166,22 +182,55 @@ def _write_users(folder: Path, users: Mapping[str, str] | None) -> Path | None:
     return path
 
 
-def _mosquitto(program: str | None, folder: Path, host: str, port: int, secret: Path | None) -> list[str]:
-    lines = [f"listener {port} {host}", f"allow_anonymous {'false' if secret else 'true'}"]
-    if secret:
-        lines.append(f"password_file {secret.resolve()}")
+def _mosquitto(
+    program: str | None, folder: Path, host: str, port: int, secret: Path | None, fleet: "Fleet | None"
+) -> list[str]:
+    lines = [f"listener {port} {host}"]
+    if fleet is not None:
+        from edge_runtime.coordinator import broker_config
+
+        _write_acl(fleet, folder)
+        certificates = fleet.broker.resolve()
+        lines.append(broker_config.secured(certificates, certificates / "crl.pem", (folder / "acl").resolve()))
+    else:
+        lines.append(f"allow_anonymous {'false' if secret else 'true'}")
+        lines += [f"password_file {secret.resolve()}"] if secret else []
     if os.geteuid() == 0:
         # Started by root, it would become user "mosquitto", which need not exist, nor may read our folder; and a
         # program that changes its user outlives its parent.
         lines.append(f"user {pwd.getpwuid(0).pw_name}")
     path = folder / "mosquitto.conf"
-    path.write_text("\n".join(lines) + "\n" + _MOSQUITTO_CONF)
+    path.write_text("\n".join(lines) + "\n" + LIMITS)
     return [str(program), "-c", str(path.resolve())]
 
 
-def _amqtt(host: str, port: int, secret: Path | None) -> list[str]:
+def _write_acl(fleet: "Fleet", folder: Path) -> None:
+    from edge_runtime.coordinator import broker_config
+
+    text = broker_config.acl(broker_config.rules(fleet), fleet.revoked_names())
+    write_atomic(folder / "acl", text.encode(), durable=False)
+
+
+def _reloading(broker: Broker, fleet: "Fleet", folder: Path) -> Callable[[], None]:
+    """Give what looks after a fleet's changes: on SIGHUP Mosquitto reads its ACL file and revocations anew."""
+    from edge_runtime.coordinator.broker_config import Watch
+
+    def changed() -> None:
+        try:
+            _write_acl(fleet, folder)
+        except ConfigError as error:
+            log.error("the broker goes on with the former rules: %s", error)
+            return
+        broker.process.send_signal(signal.SIGHUP)
+
+    return Watch(fleet, changed).look
+
+
+def _amqtt(host: str, port: int, secret: Path | None, fleet: "Fleet | None") -> list[str]:
     command = [sys.executable, "-m", "edge_runtime.coordinator.embedded", "--host", host, "--port", str(port)]
-    return command + (["--passwords", str(secret.resolve())] if secret else [])
+    command += ["--passwords", str(secret.resolve())] if secret else []
+    command += ["--fleet-folder", str(fleet.folder.resolve())] if fleet else []
+    return command if is_loopback(host) or fleet else [*command, "--insecure"]
 
 
 def _spawn(kind: str, host: str, port: int, command: list[str], log: Path) -> Broker:

@@ -10,6 +10,10 @@ amqtt 0.12.1 is a pure Python broker, there wherever pip is. What this guard cha
 * a client that sent packets of a forbidden type was read on for as long as it went on, at full speed: it is hung up on;
 * a silent connection, before CONNECT or after, stayed for ever: deadlines, and keep-alive as MQTT has it (1.5 times);
 * messages for a client that does not read were kept without limit: a limit per client, then they are dropped.
+
+With a fleet (`pki.py`) it speaks TLS and lets in only who has a certificate of it (`doors.py`): its CN is user and
+client id, each may say and hear what the fleet's rules allow, and who is revoked is hung up on within `WATCH_S`. amqtt
+sends a client's will without asking whether it may speak there; here a will obeys the same rules.
 """
 
 import argparse
@@ -18,32 +22,44 @@ import contextlib
 import logging
 import math
 import signal
+import ssl
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter
-from amqtt.broker import Broker
+from amqtt.broker import Action, Broker
 from amqtt.mqtt.connack import BAD_USERNAME_PASSWORD, ConnackPacket
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.session import OutgoingApplicationMessage, Session
 from amqtt.utils import gen_client_id
 
 from edge_runtime.coordinator import passwords
-from edge_runtime.coordinator.broker import MAX_CONNECTIONS, MAX_PACKET_BYTES, is_loopback
+from edge_runtime.coordinator.broker import MAX_CONNECTIONS, MAX_PACKET_BYTES
+from edge_runtime.coordinator.refusals import Refusals
 from edge_runtime.errors import ConfigError
+from edge_runtime.link import is_loopback
+
+if TYPE_CHECKING:
+    from edge_runtime.coordinator.doors import Doors
+    from edge_runtime.coordinator.pki import Fleet
 
 log = logging.getLogger(__name__)
 
 CONNECT_S = 10.0
 PACKET_S = 60.0
 MAX_QUEUED_BYTES = 67_108_864
+WATCH_S = 0.5
 
 
 class Reader(StreamReaderAdapter):  # type: ignore[misc]  # amqtt is untyped
     """Reads only what is small enough and comes in time, and nothing once it was told to stop."""
 
     stopped = False
+    name: str | None = None
+    """Whom the client's certificate names."""
+    serial = 0
 
     async def read(self, n: int = -1) -> bytes:
         """Read exactly `n` bytes.
@@ -97,15 +113,47 @@ class Handler(BrokerProtocolHandler):  # type: ignore[misc]
         return empty
 
 
+def _doors(fleet: "Fleet", refusals: Refusals) -> "Doors":
+    from edge_runtime.coordinator.doors import Doors  # without a fleet there need be no `cryptography`
+
+    return Doors(fleet, refusals)
+
+
 class GuardedBroker(Broker):  # type: ignore[misc]
     """amqtt's broker without its faults."""
 
-    def __init__(self, host: str, port: int, hashes: dict[str, str] | None) -> None:
-        """Prepare to listen; `hashes` of passwords by user, or None to let anybody in."""
+    def __init__(self, host: str, port: int, hashes: dict[str, str] | None, fleet: "Fleet | None" = None) -> None:
+        """Prepare to listen; `hashes` of passwords by user, or None to let anybody in whom the fleet, if any, lets."""
         bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        super().__init__({"listeners": {"default": {"type": "tcp", "bind": bind}}, "plugins": {}})
+        secured = {"ssl": True} if fleet else {}
+        super().__init__({"listeners": {"default": {"type": "tcp", "bind": bind, **secured}}, "plugins": {}})
         self._hashes = hashes
         self._open = 0
+        self.refusals = Refusals()
+        self._doors = _doors(fleet, self.refusals) if fleet else None
+
+    def _create_ssl_context(self, _listener: Any) -> ssl.SSLContext:
+        if self._doors is None:
+            raise ConfigError("no fleet, and so no certificates")
+        return self._doors.context()
+
+    async def _create_server_instance(
+        self, listener_name: str, _kind: Any, address: str | None, port: int, ssl_context: ssl.SSLContext | None
+    ) -> asyncio.Server:
+        serve = partial(self.stream_connected, listener_name=listener_name)
+        deadline_s = CONNECT_S if ssl_context else None  # asyncio would wait a minute for a silent client
+        return await asyncio.start_server(serve, address, port, ssl=ssl_context, ssl_handshake_timeout=deadline_s)
+
+    async def watch(self) -> None:
+        """Keep to the fleet as it is: hang up on who is revoked. Never returns."""
+        while self._doors is not None:
+            await asyncio.sleep(WATCH_S)
+            self._doors.look()
+            for session, handler in list(self._sessions.values()):
+                reader = handler.reader
+                if isinstance(reader, Reader) and self._doors.closed_to(reader.serial):
+                    self.refusals.add(f"{session.client_id!r} was connected: its certificate is revoked")
+                    await self._forget(session.client_id)
 
     async def stream_connected(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
@@ -113,13 +161,26 @@ class GuardedBroker(Broker):  # type: ignore[misc]
         """Serve one connection to its end, and close it."""
         self._open += 1
         try:
-            if self._open <= MAX_CONNECTIONS:
-                await self._client_connected(listener_name, Reader(reader), StreamWriterAdapter(writer))
+            guarded = Reader(reader)
+            if self._open <= MAX_CONNECTIONS and self._opens_to(guarded, writer):
+                await self._client_connected(listener_name, guarded, StreamWriterAdapter(writer))
         except Exception as error:  # noqa: BLE001  # whatever a client sends may end its own connection, and nothing else
             log.info("a connection ended: %r", error)
         finally:
             self._open -= 1
             writer.close()
+
+    def _opens_to(self, reader: Reader, writer: asyncio.StreamWriter) -> bool:
+        """Read the client's certificate, which TLS has verified already; False if it is revoked."""
+        if self._doors is None:
+            return True
+        found: Any = writer.get_extra_info("peercert") or {}
+        subject = dict(part[0] for part in found.get("subject", ()))
+        reader.name, reader.serial = subject.get("commonName", ""), int(found.get("serialNumber", "0"), 16)
+        if self._doors.closed_to(reader.serial):
+            self.refusals.add(f"{reader.name!r}: its certificate is revoked")
+            return False
+        return bool(reader.name)
 
     async def _initialize_client_session(
         self, reader: Any, writer: Any, remote_address: str, remote_port: int
@@ -131,7 +192,14 @@ class GuardedBroker(Broker):  # type: ignore[misc]
         except TimeoutError as error:
             raise ConnectionAbortedError(f"{remote_address}:{remote_port} did not say CONNECT") from error
         session.clean_session, session.parent = True, 0
+        if reader.name is not None:
+            if session.client_id != reader.name:
+                self.refusals.add(f"{reader.name!r} came as client {str(session.client_id)[:64]!r}: taken as itself")
+            session.client_id = session.username = reader.name
         session.client_id = session.client_id or gen_client_id()
+        session.will_flag = session.will_flag and await self._topic_filtering(
+            session, str(session.will_topic), Action.PUBLISH
+        )
         session.keep_alive = math.ceil(1.5 * session.keep_alive)  # MQTT 3.1.1, section 3.1.2.10
         return handler, session
 
@@ -154,6 +222,12 @@ class GuardedBroker(Broker):  # type: ignore[misc]
         hashed = self._hashes.get(session.username or "", "")
         return passwords.matches(hashed, session.password or "")
 
+    async def _topic_filtering(self, session: Session, topic: str, action: Action) -> bool:
+        """Say whether a client may do that. What it receives is what it was allowed to subscribe to."""
+        if self._doors is None or action == Action.RECEIVE:
+            return True
+        return self._doors.allows(session.client_id, "write" if action == Action.PUBLISH else "read", topic)
+
     async def _authenticate(self, _session: Session, _listener: Any) -> bool:
         """Say yes: who is not known does not come this far."""
         return True
@@ -169,15 +243,20 @@ class GuardedBroker(Broker):  # type: ignore[misc]
         """Retain nothing."""
 
 
-async def serve(host: str, port: int, hashes: dict[str, str] | None) -> None:
+async def serve(host: str, port: int, hashes: dict[str, str] | None, fleet: "Fleet | None" = None) -> None:
     """Serve until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    broker = GuardedBroker(host, port, hashes)
+    broker = GuardedBroker(host, port, hashes, fleet)
     await broker.start()
-    await stop.wait()
+    watching = asyncio.ensure_future(broker.watch())
+    stopped = asyncio.ensure_future(stop.wait())
+    await asyncio.wait([watching, stopped] if fleet else [stopped], return_when=asyncio.FIRST_COMPLETED)
+    if watching.done() and watching.exception():  # without knowing who is revoked, nobody is served
+        log.error("the broker stops: %s", watching.exception())
+    watching.cancel()
     with contextlib.suppress(TimeoutError):  # nothing is kept, so nothing is lost by leaving at once
         async with asyncio.timeout(1.0):
             await broker.shutdown()
@@ -189,14 +268,24 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--passwords", type=Path)
+    parser.add_argument("--fleet-folder", type=Path)
+    parser.add_argument("--insecure", action="store_true")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("amqtt").setLevel(logging.ERROR)
-    if options.passwords is None and not is_loopback(options.host):
-        sys.stderr.write(f"a broker on {options.host} needs --passwords\n")
+    if not (options.fleet_folder or options.insecure or is_loopback(options.host)):
+        sys.stderr.write(f"a broker on {options.host} needs --fleet-folder, or --insecure\n")
         sys.exit(ConfigError.exit_code)
     hashes = None if options.passwords is None else passwords.decode(options.passwords.read_text())
-    asyncio.run(serve(options.host, options.port, hashes))
+    asyncio.run(serve(options.host, options.port, hashes, _fleet(options.fleet_folder)))
+
+
+def _fleet(folder: Path | None) -> "Fleet | None":
+    if folder is None:
+        return None
+    from edge_runtime.coordinator.pki import Fleet
+
+    return Fleet(folder)
 
 
 if __name__ == "__main__":

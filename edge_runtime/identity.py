@@ -15,7 +15,6 @@ import re
 import shutil
 import ssl
 import stat
-import tarfile
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any
 
 from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.files import sync_folder, write_atomic
+from edge_runtime.link import NO_CHECK_TIME
 from edge_runtime.message import check_name
 
 SETTINGS, KEY, CERTIFICATE = "identity.toml", "key.pem", "certificate.pem"
@@ -31,8 +31,6 @@ AUTHORITY, COORDINATOR = "authority.pem", "coordinator.pem"
 FILES = (SETTINGS, KEY, CERTIFICATE, AUTHORITY, COORDINATOR)
 MAX_FILE_BYTES = 16_384
 MAX_BUNDLE_BYTES = 131_072
-NO_CHECK_TIME = 0x200000
-"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME, for which `ssl` has no name."""
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:%-]{0,254}|::[A-Za-z0-9.:%]{0,60}")
 
 
@@ -106,6 +104,8 @@ def settings_text(fleet: str, name: str, host: str, port: int, issued_s: int) ->
 
 def pack(files: Mapping[str, bytes]) -> bytes:
     """Put the files of an identity, by their names in its folder, into a bundle."""
+    import tarfile  # a device that only starts has no use for it
+
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in files.items():
@@ -189,6 +189,8 @@ def _handshake(client: ssl.SSLContext, server: ssl.SSLContext) -> str:
 
 
 def _unpack(bundle: Path) -> dict[str, bytes]:
+    import tarfile
+
     data = _read(bundle, MAX_BUNDLE_BYTES)
     found: dict[str, bytes] = {}
     try:

@@ -1,15 +1,26 @@
 """Where a broker is, who we are there, and how to say what is wrong with either."""
 
 import contextlib
+import ipaddress
+import logging
 import select
 import socket
 import ssl
+import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from edge_runtime.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 CONNECT_S = 5.0
 _MOMENT_S = 0.3
+_DAY_S = 86_400
+NO_CHECK_TIME = 0x200000
+"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME, for which `ssl` has no name."""
+_OF_TIME = (9, 10)
+"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +30,8 @@ class Link:
     Attributes:
         client_id: unique at the broker: a second client of the same id throws the first one out.
         cafile: certificates that the broker's must be signed by; given, the connection is TLS.
-        insecure: with TLS, do not ask that the certificate names `host` (it must still be signed).
+        insecure: speak in clear with another machine.
+        issued_s: a time, Unix seconds, that lies in the past: a clock that says less is wrong. 0: not known.
         max_packet_bytes: of one MQTT packet, framing included; AWS IoT takes 128 KiB.
         max_queued_bytes: of messages that wait for the socket.
         retry_s: longest pause before the first reconnection, doubled for each that fails, up to `max_retry_s`.
@@ -34,6 +46,7 @@ class Link:
     cert: str | None = None
     key: str | None = None
     insecure: bool = False
+    issued_s: int = 0
     keepalive_s: int = 30
     max_packet_bytes: int = 131_072
     max_queued_bytes: int = 33_554_432
@@ -77,28 +90,89 @@ class Witness:
             self._socket = None
 
 
-def tls_context(link: Link) -> ssl.SSLContext:
-    """Read certificates and key.
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def tls_context(link: Link) -> ssl.SSLContext | None:
+    """Read certificates and key; None where the link is to be in clear.
 
     Raises:
-        ConfigError: one of them cannot be read, or they do not belong together.
+        ConfigError: one of them cannot be read, they do not belong together, or others could read the link.
     """
+    if link.cafile is None:
+        _check_clear(link)
+        return None
     try:
         context = ssl.create_default_context(cafile=link.cafile)
         if link.cert is not None:
-            context.load_cert_chain(link.cert, link.key)
+            context.load_cert_chain(link.cert, link.key, password=_no_password)
     except OSError as error:
         files = ", ".join(name for name in (link.cafile, link.cert, link.key) if name)
         raise ConfigError(f"TLS cannot be set up from {files}: {error.strerror or error}") from error
-    context.check_hostname = not link.insecure
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
+
+
+def _no_password() -> str:
+    raise ConfigError("the private key has a password, which nobody could type when this starts by itself: remove it")
+
+
+def _check_clear(link: Link) -> None:
+    if is_loopback(link.host):
+        return
+    if not link.insecure:
+        raise ConfigError(
+            f"the link to {link.address} would be in clear: enrol this machine (`edge-coordinator device enroll`, "
+            "`edge-agent enroll`), give --cafile, or say --insecure"
+        )
+    log.warning("INSECURE: what is said to %s can be read and changed by anybody on the way", link.address)
+
+
+def mind_clock(context: ssl.SSLContext, link: Link) -> None:
+    """Let a device connect whose clock is so wrong that every certificate seems to be of the future.
+
+    A small device starts in 1970 where it has no battery, and often gets the time over the network later. Signatures,
+    names and purposes are checked all the same; `outlived` sees to the end of the broker's certificate.
+    """
+    wrong = clock_is_wrong(link)
+    if wrong and not context.verify_flags & NO_CHECK_TIME:
+        log.warning("%s: the dates of certificates are not checked until it is set", clock(link))
+    flags = context.verify_flags | NO_CHECK_TIME if wrong else context.verify_flags & ~NO_CHECK_TIME
+    context.verify_flags = ssl.VerifyFlags(flags)
+
+
+def clock_is_wrong(link: Link) -> bool:
+    """Say whether this machine's clock lies before what is known to be past."""
+    return time.time() < link.issued_s - _DAY_S
+
+
+def clock(link: Link) -> str:
+    """Say what this machine's clock says, and since when it should know better."""
+    says, issued = (time.strftime("%Y-%m-%d %H:%M", time.gmtime(at_s)) for at_s in (time.time(), link.issued_s))
+    return f"this machine's clock says {says} UTC" + (f", and was enrolled {issued}" if link.issued_s else "")
+
+
+def outlived(sock: Any, link: Link) -> bool:
+    """Say whether the broker's certificate had ended before this device got its own: what a wrong clock cannot see."""
+    found: Any = sock.getpeercert() if isinstance(sock, ssl.SSLSocket) else None
+    ends = (found or {}).get("notAfter")
+    return isinstance(ends, str) and ssl.cert_time_to_seconds(ends) < link.issued_s
 
 
 def why_unreachable(link: Link, error: OSError) -> str:
     """Say in one line why no connection came about, and what to do."""
     match error:
         case ssl.SSLCertVerificationError():
-            return f"the certificate of {link.address} is not accepted ({error.verify_message}): check -h and --cafile"
+            reason = f"the certificate of {link.address} is not accepted ({error.verify_message})"
+            if error.verify_code in _OF_TIME:
+                return f"{reason}; {clock(link)}: set the clock, or renew that certificate"
+            return f"{reason}: check -h and --cafile"
         case ssl.SSLError():
             return f"no TLS with {link.address} ({error.reason or error}): check -p, --cafile, --cert and --key"
         case socket.gaierror():
@@ -110,3 +184,13 @@ def why_unreachable(link: Link, error: OSError) -> str:
         case _:
             reason = error.strerror or str(error)
     return f"no broker answers at {link.address} ({reason}): start one with `edge-coordinator broker` or give -h and -p"
+
+
+def why_closed(link: Link) -> str:
+    """Say in one line why a broker may have hung up before it said anything."""
+    if link.cert is None:
+        return f"{link.address} closed the connection: is it an MQTT broker, and without TLS?"
+    return (
+        f"{link.address} closed the connection: it may refuse the certificate {link.cert} (revoked, expired or of "
+        "another fleet): see `edge-coordinator device list`"
+    )

@@ -25,7 +25,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_runtime.errors import ConfigError, LinkError
-from edge_runtime.link import CONNECT_S, Link, Witness, tls_context, why_unreachable
+from edge_runtime.link import CONNECT_S, Link, Witness, mind_clock, outlived, tls_context, why_closed, why_unreachable
 from edge_runtime.socket_bytes import SocketBytes
 from edge_runtime.transport import Connected, Receive, Traffic
 
@@ -75,6 +75,7 @@ class Mqtt:
         self._witness = Witness(link)
         self._started, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
+        self._tls = tls_context(link)
         self._client = self._make_client()
 
     def start(self, topics: Sequence[str], receive: Receive, connected: Connected) -> None:
@@ -167,8 +168,8 @@ class Mqtt:
         client.on_socket_register_write = lambda client, data, sock: None
         if link.username is not None:
             client.username_pw_set(link.username, link.password)
-        if link.cafile is not None:
-            client.tls_set_context(tls_context(link))
+        if self._tls is not None:
+            client.tls_set_context(self._tls)
         try:
             client.connect_async(link.host, link.port, link.keepalive_s)
         except ValueError as error:
@@ -223,11 +224,16 @@ class Mqtt:
     def _connect_once(self) -> float:
         """Connect and serve until the connection ends; return how long it was up, in seconds (0: never)."""
         self._trouble, self._up_since_s, self._largest_bytes = "", 0.0, 0
+        if self._tls is not None:
+            mind_clock(self._tls, self._link)
         try:
             self._client.reconnect()
         except OSError as error:
             self._trouble = why_unreachable(self._link, error)
             return 0.0
+        if outlived(self._client.socket(), self._link):
+            self._trouble = f"the certificate of {self._link.address} has ended: renew it"
+            self._hang_up()
         deadline_s = time.monotonic() + _ANSWER_S
         while self._client.socket() is not None and self._loop():
             if not self._up_since_s and time.monotonic() > deadline_s:
@@ -238,7 +244,7 @@ class Mqtt:
         self._hang_up()  # where the loop was left early
         self._lost()
         if not self._up_since_s and not self._trouble:
-            self._trouble = f"{self._link.address} closed the connection: is it an MQTT broker, and without TLS?"
+            self._trouble = why_closed(self._link)
         return time.monotonic() - self._up_since_s if self._up_since_s else 0.0
 
     def _loop(self) -> bool:
