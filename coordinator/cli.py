@@ -9,22 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_runtime import __version__, algorithm, config
+from edge_runtime import __version__, algorithm, config, identity
 from edge_runtime.cli import (
     Parser,
     add_common,
     add_compute,
     add_data,
-    add_link,
     compute_table,
     data_table,
-    link,
     run_command,
-    until_signal,
 )
 from edge_runtime.coordinator import run_cli
 from edge_runtime.coordinator.bench_cli import add_bench
+from edge_runtime.coordinator.device_cli import add_fleet_commands, add_fleet_folder, fleet_of
 from edge_runtime.errors import ConfigError
+from edge_runtime.link_cli import add_link, link
+from edge_runtime.link_cli import fleet_of as fleet_name
 
 _EXIT_CODES = (
     """exit codes: 0 done, 2 wrong flag, key or data, 3 no broker, 4 disk or device, 5 run failed, 130 Ctrl-C"""
@@ -87,7 +87,8 @@ _EXPORT_EXAMPLES = """examples:
 
 """
 _START_EXAMPLES = """examples:
-  edge-coordinator start --config run.toml -h broker.lan --folder runs/first
+  edge-coordinator start --config run.toml --folder runs/first       # with the fleet in ./fleet
+  edge-coordinator start --config run.toml -h broker.lan --cafile broker.pem -u coordinator -P secret
   edge-coordinator start --rounds 10 --set run.devices=3 --set algorithm.density=0.5
 
 The same command again goes on with a run that was interrupted.
@@ -109,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_simulate(commands)
     _add_start(commands)
-    _add_broker(commands)
+    add_fleet_commands(commands, _command, _EXIT_CODES)
     _add_report(commands)
     _add_export(commands)
     run_cli.add_run_commands(commands, _command)
@@ -209,6 +210,7 @@ def _add_start(commands: Any) -> None:
     start = _command(commands, "start", "Coordinate a run over a broker", _START_EXAMPLES, _start)
     _add_run(start)
     add_link(start)
+    add_fleet_folder(start)
     start.add_argument(
         "--folder", type=Path, metavar="DIR", help="the run's own folder; one that holds a run resumes it"
     )
@@ -217,29 +219,15 @@ def _add_start(commands: Any) -> None:
 def _start(options: argparse.Namespace) -> None:
     from edge_runtime.coordinator.demo import coordinate
 
-    tables = _tables(options, {"run": {"fleet": options.fleet, **_CODED}})
+    fleet = fleet_of(options)
+    who = identity.load(fleet.coordinator) if fleet else None
+    name = fleet_name(options, who)
+    tables = _tables(options, {"run": {"fleet": name, **_CODED}})
+    if who is not None and tables["run"]["fleet"] != who.fleet:
+        raise ConfigError(f"[run] fleet is {tables['run']['fleet']!r}, and that of {who.key.parent} is {who.fleet!r}")
     folder = options.folder or options.runs / time.strftime("%Y%m%d-%H%M%S")
-    connection = link(options, f"_coordinator-{tables['run']['fleet']}")
+    connection = link(options, f"_coordinator-{tables['run']['fleet']}", who)
     _finish(coordinate(tables, connection, folder, options.runs), options.json)
-
-
-def _add_broker(commands: Any) -> None:
-    broker = _command(commands, "broker", "Run an MQTT broker on this machine until Ctrl-C", "", _broker)
-    broker.add_argument("--kind", default="auto", help="auto, mosquitto or amqtt (default auto)")
-    broker.add_argument("-p", "--port", type=int, default=1883, help="port on 127.0.0.1 (default 1883)")
-
-
-def _broker(options: argparse.Namespace) -> None:
-    from edge_runtime.coordinator import broker
-
-    stop = until_signal()
-    folder = config.state_folder() / "broker"
-    with broker.start(options.kind, port=options.port, folder=folder) as running:
-        sys.stdout.write(f"{running.kind} listens on {running.host}:{running.port}; Ctrl-C stops it\n")
-        sys.stdout.flush()
-        while not stop():
-            time.sleep(0.2)
-            running.check()
 
 
 def _add_report(commands: Any) -> None:

@@ -18,7 +18,7 @@ from edge_runtime.agent import Agent
 from edge_runtime.compute import Compute, usual
 from edge_runtime.errors import ConfigError, DecodeError, EdgeError
 from edge_runtime.files import write_atomic
-from edge_runtime.link import Link
+from edge_runtime.link_cli import add_enroll, add_identity, add_link, fleet_of, identity_of, link
 from edge_runtime.message import Hello, check_name
 from edge_runtime.mqtt import Mqtt
 from edge_runtime.places import served_path
@@ -32,19 +32,20 @@ _EXIT_CODES = (
     """exit codes: 0 stopped on request, 2 wrong flag, key or data, 3 no broker, 4 this device cannot, 5 run failed"""
 )
 _START_EXAMPLES = """examples:
-  edge-agent start --id gateway-7 -h broker.lan --data /var/lib/sensors
+  edge-agent start --data /var/lib/sensors         # after `edge-agent enroll gateway-7.edge`
+  edge-agent start --id gateway-7 -h broker.lan --cafile broker.pem -u sensors -P secret --data /var/lib/sensors
   edge-agent start --id left-wrist -h 127.0.0.1 -p 1883 --data watch --part 3 --labels-per-class 5
 
 """
 _INFER_EXAMPLES = """examples:
   edge-agent infer --id gateway-7 --in samples.npz
   edge-agent infer --id gateway-7 --in samples.csv --out classes.csv
-  edge-agent infer --id gateway-7 --listen -h broker.lan
-  mosquitto_pub -h broker.lan -t edge/default/infer/gateway-7/in -m '{"x": [0.1, 0.2, ...]}'
+  edge-agent infer --id gateway-7 --listen
+  mosquitto_pub -h 127.0.0.1 -t edge/default/infer/gateway-7/in -m '{"x": [0.1, 0.2, ...]}'
 
 Samples are as those that the device was trained on: NPZ with x (and y, to count what is right), NPY, or CSV with
 a sample in each row. The model is the best that training has left on the device's own data; a better one takes over
-between two answers.
+between two answers. At the broker of a fleet --listen takes an identity of its own: enrol gateway-7_infer too.
 
 """
 _MEASURE_EXAMPLES = """examples:
@@ -103,46 +104,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="BLAS threads of each process (default 1)")
 
 
-def add_link(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a connection to a broker, named as mosquitto_pub names them."""
-    group = parser.add_argument_group("broker")
-    group.add_argument("-h", "--host", default="127.0.0.1", help="broker's host (default 127.0.0.1)")
-    group.add_argument("-p", "--port", type=int, default=1883, help="broker's port (default 1883)")
-    group.add_argument("-u", "--username", help="user name at the broker")
-    group.add_argument("-P", "--password-file", type=Path, metavar="FILE", help="file that holds the password")
-    group.add_argument("--cafile", type=Path, help="certificates that the broker's must be signed by: turns TLS on")
-    group.add_argument("--cert", type=Path, help="certificate of this device")
-    group.add_argument("--key", type=Path, help="private key of this device")
-    group.add_argument("--fleet", default="default", help="name of the fleet (default: default)")
-
-
-def link(options: argparse.Namespace, client_id: str) -> Link:
-    """Read a connection from the flags.
-
-    Raises:
-        ConfigError: the password file cannot be read.
-    """
-    try:
-        password = options.password_file.read_text().strip() if options.password_file else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--password-file {options.password_file}: cannot be read: {error}") from error
-    return Link(
-        options.host,
-        options.port,
-        client_id,
-        username=options.username,
-        password=password,
-        cafile=options.cafile and str(options.cafile),
-        cert=options.cert and str(options.cert),
-        key=options.key and str(options.key),
-    )
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("edge-agent", description="Train on this device what a coordinator asks for.", epilog=_EXIT_CODES)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
     _add_start(commands)
+    add_enroll(commands, _EXIT_CODES)
     _add_infer(commands)
     _add_profile(commands)
     _add_measure(commands)
@@ -154,7 +121,10 @@ def _add_start(commands: Any) -> None:
         "start", help="serve until stopped", description="Serve until stopped.", epilog=_START_EXAMPLES + _EXIT_CODES
     )
     start.set_defaults(command=_start)
-    start.add_argument("--id", required=True, metavar="ID", help="name of this device, unique in the fleet")
+    start.add_argument(
+        "--id", metavar="ID", help="name of this device, unique in the fleet (not needed where one was enrolled)"
+    )
+    add_identity(start)
     start.add_argument("--store", type=Path, metavar="DIR", help="where this device keeps its state")
     start.add_argument(
         "--warm", action="store_true", help="keep the trainer process between rounds: faster, more memory"
@@ -233,8 +203,11 @@ def data_table(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _start(options: argparse.Namespace) -> None:
-    device = check_name(options.id, "--id")
-    check_name(options.fleet, "--fleet")
+    who = identity_of(options, options.id)
+    if who is None and options.id is None:
+        raise ConfigError("--id is missing: name this device, or enrol it with `edge-agent enroll FILE`")
+    device = who.name if who else check_name(options.id, "--id")
+    fleet = fleet_of(options, who)
     job: Job = {
         "device": device,
         "data": data_table(options),
@@ -250,9 +223,9 @@ def _start(options: argparse.Namespace) -> None:
     store = FileStore(folder)
     trainer = ProcessTrainer(job, folder, options.warm)
     hello = _hello(options, trainer.check())
-    transport = Mqtt(link(options, device))
+    transport = Mqtt(link(options, device, who))
     try:
-        Agent(options.fleet, device, store, trainer, transport, hello).run(until_signal())
+        Agent(fleet, device, store, trainer, transport, hello).run(until_signal())
     finally:
         store.close()
 
@@ -286,6 +259,7 @@ def _add_infer(commands: Any) -> None:
     what.add_argument("--listen", action="store_true", help="answer requests on a topic until stopped")
     infer.add_argument("--out", type=Path, metavar="FILE", help="write the classes as CSV, not to the screen")
     infer.add_argument("--json", action="store_true", help="for scripts")
+    add_identity(infer)
     infer.add_argument("--topic-in", metavar="TOPIC", help="of requests (default edge/FLEET/infer/ID/in)")
     infer.add_argument("--topic-out", metavar="TOPIC", help="of answers (default edge/FLEET/infer/ID/out)")
     add_compute(infer)
@@ -304,10 +278,13 @@ def _infer(options: argparse.Namespace) -> None:
         _print_classes(model.current(), options)
         return
     device = check_name(model.current().origin.device, str(folder))
-    base = f"edge/{check_name(options.fleet, '--fleet')}/infer/{device}"
+    # A second connection of the device's own identity would end that of its agent.
+    name = f"{device}_infer"
+    who = identity_of(options, None if options.identity else name)
+    base = f"edge/{fleet_of(options, who)}/infer/{who.name if who else device}"
     asked, answered = options.topic_in or f"{base}/in", options.topic_out or f"{base}/out"
     stop = until_signal()
-    transport = Mqtt(link(options, f"{device}_infer"))
+    transport = Mqtt(link(options, name, who))
     sys.stderr.write(f"answering on {answered} what comes on {asked}; Ctrl-C stops it\n")
     serving.listen(model, transport, asked, answered, stop)
 

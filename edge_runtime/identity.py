@@ -144,6 +144,11 @@ def install(bundle: Path, folder: Path) -> Identity:
     return load(folder)
 
 
+def holds(folder: Path, bundle: Path) -> bool:
+    """Say whether an identity's folder has the content of a bundle."""
+    return all((folder / name).exists() and _read(folder / name) == data for name, data in _unpack(bundle).items())
+
+
 def name_in(bundle: Path) -> str:
     """Say whose a bundle is.
 

@@ -1,0 +1,233 @@
+"""What is done with a fleet: `edge-coordinator fleet`, `device`, `broker` and `broker-config`."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_runtime import config
+from edge_runtime.cli import Parser, add_common, until_signal
+from edge_runtime.coordinator import broker
+from edge_runtime.errors import ConfigError
+from edge_runtime.files import write_atomic
+
+if TYPE_CHECKING:
+    from edge_runtime.coordinator.pki import Fleet
+
+_PORT = 1883
+_EVERYWHERE = "0.0.0.0"  # noqa: S104  # with the fleet's TLS
+_FLEET_EXAMPLES = """examples:
+  edge-coordinator fleet init --host broker.lan --host 192.168.1.5
+  edge-coordinator fleet hosts broker.lan 10.0.0.5     # another certificate for the broker; start it anew
+
+"""
+_DEVICE_EXAMPLES = """examples:
+  edge-coordinator device enroll gateway-7             # writes gateway-7.edge, to be carried to the device
+  edge-coordinator device enroll gateway-7 --again     # a new key; what it had before is revoked
+  edge-coordinator device list
+  edge-coordinator device revoke gateway-7
+
+"""
+_CONFIG_EXAMPLES = """examples:
+  edge-coordinator broker-config --out mosquitto/      # to be copied to /etc/mosquitto/edge of the broker's machine
+
+After `device revoke` make and copy it again, and then: systemctl reload mosquitto
+
+"""
+_BROKER_EXAMPLES = """examples:
+  edge-coordinator broker                # with a fleet: TLS, for all machines; without one: in clear, for this one
+  edge-coordinator broker -h 127.0.0.1 -p 8883
+
+"""
+Command = Callable[..., Any]
+
+
+def add_fleet_folder(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that says where the fleet is kept."""
+    parser.add_argument("--fleet-folder", type=Path, metavar="DIR", help="who belongs to the fleet (default fleet)")
+
+
+def fleet_of(options: argparse.Namespace) -> "Fleet | None":
+    """Open the fleet; None where no folder was named and the usual one is not there.
+
+    Raises:
+        ConfigError: it cannot be read, or what it takes is not installed.
+    """
+    folder = options.fleet_folder or Path("fleet")
+    if options.fleet_folder is None and not (folder / "fleet.toml").exists():
+        return None
+    fleet: Fleet = _pki().Fleet(folder)
+    return fleet
+
+
+def _pki() -> Any:
+    try:
+        from edge_runtime.coordinator import pki
+    except ImportError as error:
+        raise ConfigError(f"a fleet needs {error.name}; run: pip install 'edge-runtime[coordinator]'") from error
+    return pki
+
+
+def _needed(options: argparse.Namespace) -> "Fleet":
+    fleet = fleet_of(options)
+    if fleet is None:
+        raise ConfigError("no fleet in ./fleet: make one with `edge-coordinator fleet init`, or give --fleet-folder")
+    return fleet
+
+
+def add_fleet_commands(commands: Any, command: Command, exit_codes: str) -> None:
+    """Add all of them; `command` makes a parser and adds what is common."""
+    fleet = commands.add_parser("fleet", help="Make the authority of a fleet")
+    what = fleet.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
+    init = _sub(what, "init", "Make a fleet: an authority, and certificates of its broker and coordinator", _init)
+    _add_init(init)
+    hosts = _sub(what, "hosts", "Make the broker another certificate, for these names and addresses", _hosts)
+    hosts.add_argument("hosts", nargs="+", metavar="HOST")
+    device = commands.add_parser("device", help="Say which devices belong to the fleet")
+    what = device.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
+    _add_enroll(_sub(what, "enroll", "Make devices members of the fleet", _enroll))
+    listing = _sub(what, "list", "Show which devices were enrolled, and how they stand", _list)
+    listing.add_argument("--json", action="store_true", help="for scripts")
+    revoke = _sub(what, "revoke", "Take devices out of the fleet, for good", _revoke)
+    revoke.add_argument("ids", nargs="+", metavar="ID")
+    for parser, examples in ((fleet, _FLEET_EXAMPLES), (device, _DEVICE_EXAMPLES)):
+        parser.epilog = examples + exit_codes
+    _add_broker(
+        command(commands, "broker", "Run an MQTT broker on this machine until Ctrl-C", _BROKER_EXAMPLES, _broker)
+    )
+    summary = "Write what a Mosquitto needs to be the fleet's broker"
+    _add_config(command(commands, "broker-config", summary, _CONFIG_EXAMPLES, _config))
+
+
+def _sub(commands: Any, name: str, summary: str, run: Callable[[argparse.Namespace], None]) -> Any:
+    parser = commands.add_parser(name, help=summary, description=f"{summary}.")
+    parser.set_defaults(command=run)
+    add_fleet_folder(parser)
+    add_common(parser)
+    return parser
+
+
+def _add_init(parser: Any) -> None:
+    parser.add_argument("--name", default="default", help="name of the fleet (default: default)")
+    parser.add_argument(
+        "--host", action="append", default=[], help="name or address of the broker as devices see it; repeatable"
+    )
+    parser.add_argument("-p", "--port", type=int, help="port of the broker (default 8883)")
+
+
+def _init(options: argparse.Namespace) -> None:
+    fleet = _create(options)
+    sys.stdout.write(
+        f"fleet {fleet.name} in {fleet.folder}, with a broker at {fleet.host}:{fleet.port}. Keep "
+        f"{fleet.folder / 'authority'} to yourself: who has it can enrol anybody\n"
+    )
+
+
+def _create(options: argparse.Namespace) -> "Fleet":
+    pki = _pki()
+    port = pki.PORT if options.port is None else options.port
+    fleet: Fleet = pki.create(options.fleet_folder or Path("fleet"), options.name, options.host, port)
+    return fleet
+
+
+def _hosts(options: argparse.Namespace) -> None:
+    _needed(options).certify_broker(options.hosts)
+
+
+def _add_enroll(parser: Any) -> None:
+    parser.add_argument("ids", nargs="+", metavar="ID", help="names of devices, unique in the fleet")
+    parser.add_argument("--out", type=Path, metavar="FILE|DIR", help="where the bundles go (default ID.edge)")
+    parser.add_argument("--days", type=int, metavar="N", help="how long the certificate is good for (default 730)")
+    parser.add_argument("--again", action="store_true", help="for a device that is enrolled: revoke, and make anew")
+    group = parser.add_argument_group("where there is no fleet yet, it is made, as by `fleet init`")
+    _add_init(group)
+
+
+def _enroll(options: argparse.Namespace) -> None:
+    if not ((options.fleet_folder or Path("fleet")) / "fleet.toml").exists():
+        if not options.host:
+            raise ConfigError("there is no fleet yet: say with --host where devices will find its broker")
+        fleet = _create(options)
+    else:
+        fleet = _needed(options)
+        if options.host:
+            raise ConfigError("--host: the fleet has a broker already: see `edge-coordinator fleet hosts`")
+    for name in options.ids:
+        path = _bundle_path(options, name)
+        days = {} if options.days is None else {"days": options.days}
+        write_atomic(path, fleet.enroll(name, again=options.again, **days), mode=0o600)
+        sys.stdout.write(f"{path}: carry it to {name}, and there: edge-agent enroll {path.name}\n")
+
+
+def _bundle_path(options: argparse.Namespace, name: str) -> Path:
+    if options.out is None:
+        return Path(f"{name}.edge")
+    if options.out.is_dir():
+        return Path(options.out / f"{name}.edge")
+    if len(options.ids) > 1:
+        raise ConfigError(f"--out {options.out}: no folder, and more than one device")
+    return Path(options.out)
+
+
+def _list(options: argparse.Namespace) -> None:
+    members = _needed(options).members()
+    if options.json:
+        sys.stdout.write(json.dumps([asdict(member) for member in members]) + "\n")
+        return
+    for member in members:
+        sys.stdout.write(f"{member.name:<24} {member.state:<9} until {member.expires}  serial {member.serial}\n")
+
+
+def _revoke(options: argparse.Namespace) -> None:
+    fleet = _needed(options)
+    for name in options.ids:
+        fleet.revoke(name)
+        sys.stdout.write(f"{name} is out of fleet {fleet.name}\n")
+
+
+def _add_broker(parser: Any) -> None:
+    parser.add_argument("--kind", default="auto", help="auto, mosquitto or amqtt (default auto)")
+    parser.add_argument("-h", "--host", help="address to listen on (default: all with a fleet, 127.0.0.1 without)")
+    parser.add_argument("-p", "--port", type=int, help="port (default: as the fleet says; 1883 without one)")
+    parser.add_argument("--insecure", action="store_true", help="in clear, and for anybody, whoever can reach it")
+    add_fleet_folder(parser)
+
+
+def _broker(options: argparse.Namespace) -> None:
+    fleet = None if options.insecure else fleet_of(options)
+    host = options.host or (_EVERYWHERE if fleet else "127.0.0.1")
+    port = options.port if options.port is not None else (fleet.port if fleet else _PORT)
+    stop = until_signal()
+    folder = config.state_folder() / "broker"
+    with broker.start(options.kind, host, port, folder=folder, fleet=fleet, insecure=options.insecure) as running:
+        how = f"TLS, for fleet {fleet.name}" if fleet else "in clear"
+        sys.stdout.write(f"{running.kind} listens on {running.host}:{running.port} ({how}); Ctrl-C stops it\n")
+        sys.stdout.flush()
+        while not stop():
+            time.sleep(0.2)
+            running.check()
+
+
+def _add_config(parser: Any) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
+    at = Path("/etc/mosquitto/edge")
+    parser.add_argument("--at", type=Path, default=at, metavar="DIR", help=f"... and are copied to (default {at})")
+    add_fleet_folder(parser)
+
+
+def _config(options: argparse.Namespace) -> None:
+    fleet = _needed(options)
+    from edge_runtime.coordinator import broker_config
+
+    broker_config.export(fleet, options.out, options.at)
+    sys.stdout.write(
+        f"on the broker's machine, with {options.out} there:\n"
+        f"  sudo install -d -o mosquitto -m 700 {options.at}\n"
+        f"  sudo install -o mosquitto -m 600 {options.out}/* {options.at}\n"
+        f"  sudo install -D {options.out}/unit.conf /etc/systemd/system/mosquitto.service.d/edge.conf\n"
+        "  sudo systemctl daemon-reload && sudo systemctl restart mosquitto\n"
+    )

@@ -1,0 +1,125 @@
+"""The flags of a connection to a broker, and who a device is there: `edge-agent enroll`."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from edge_runtime import config, identity
+from edge_runtime.errors import ConfigError
+from edge_runtime.identity import Identity
+from edge_runtime.link import Link
+from edge_runtime.message import check_name
+
+_HOST, _PORT, FLEET = "127.0.0.1", 1883, "default"
+_ENROLL_EXAMPLES = """examples:
+  edge-coordinator device enroll gateway-7         # where the fleet is kept: writes gateway-7.edge
+  edge-agent enroll gateway-7.edge                 # on the device, with that file
+  edge-agent start --data /var/lib/sensors         # needs no flags for the broker, nor a name, any more
+
+"""
+
+
+def add_link(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a connection to a broker, named as mosquitto_pub names them."""
+    group = parser.add_argument_group("broker", "what an identity (`edge-agent enroll`) says already can be left out")
+    group.add_argument("-h", "--host", help=f"broker's host (default {_HOST})")
+    group.add_argument("-p", "--port", type=int, help=f"broker's port (default {_PORT})")
+    group.add_argument("-u", "--username", help="user name at the broker")
+    group.add_argument("-P", "--password-file", type=Path, metavar="FILE", help="file that holds the password")
+    group.add_argument("--cafile", type=Path, help="certificates that the broker's must be signed by: turns TLS on")
+    group.add_argument("--cert", type=Path, help="certificate of this device")
+    group.add_argument("--key", type=Path, help="private key of this device")
+    group.add_argument("--insecure", action="store_true", help="speak in clear with a broker on another machine")
+    group.add_argument("--fleet", help=f"name of the fleet (default: {FLEET})")
+
+
+def add_identity(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that says who a device is."""
+    what = "what `edge-coordinator device enroll` made, or the folder of `edge-agent enroll`"
+    parser.add_argument("--identity", type=Path, metavar="FILE|DIR", help=what)
+
+
+def link(options: argparse.Namespace, client_id: str, who: Identity | None = None) -> Link:
+    """Read a connection from the flags; what they do not say is as the identity, if there is one, has it.
+
+    Raises:
+        ConfigError: the password file cannot be read.
+    """
+    try:
+        password = options.password_file.read_text().strip() if options.password_file else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--password-file {options.password_file}: cannot be read: {error}") from error
+    host = options.host or (who and who.host) or _HOST
+    port = options.port if options.port is not None else (who and who.port) or _PORT
+    settings: dict[str, Any] = {"username": options.username, "password": password, "insecure": options.insecure}
+    if who is not None and not (options.cafile or options.insecure):
+        settings |= {"cafile": str(who.authority), "cert": str(who.certificate), "key": str(who.key)}
+        return Link(host, port, who.name, **settings, issued_s=who.issued_s)
+    settings |= {name: str(getattr(options, name)) for name in ("cafile", "cert", "key") if getattr(options, name)}
+    return Link(host, port, client_id, **settings)
+
+
+def fleet_of(options: argparse.Namespace, who: Identity | None) -> str:
+    """Name the fleet: as the flag says, else the identity.
+
+    Raises:
+        ConfigError: that cannot be a name, or they differ.
+    """
+    if who is not None and options.fleet not in (None, who.fleet):
+        raise ConfigError(f"--fleet {options.fleet}: the identity of {who.name!r} is one in fleet {who.fleet!r}")
+    return check_name(options.fleet or (who.fleet if who else FLEET), "--fleet")
+
+
+def identity_of(options: argparse.Namespace, name: str | None) -> Identity | None:
+    """Find out who a device is: by `--identity`, by its name, or because only one device was enrolled here.
+
+    Raises:
+        ConfigError: an identity that cannot be read, or is somebody else's.
+    """
+    if options.identity is not None:
+        found = identity.load(options.identity) if options.identity.is_dir() else _installed(options.identity)
+        if name not in (None, found.name):
+            raise ConfigError(f"--identity {options.identity}: that is {found.name!r}, not {name!r}")
+        return found
+    held = _folder()
+    if name is not None:
+        return identity.load(held / name) if (held / check_name(name, "--id")).exists() else None
+    names = sorted(path.name for path in held.glob("*") if not path.name.startswith("."))
+    if len(names) > 1:
+        raise ConfigError(f"--id is missing: {', '.join(names[:8])} were enrolled here")
+    return identity.load(held / names[0]) if names else None
+
+
+def _folder() -> Path:
+    return config.state_folder() / "identities"
+
+
+def _installed(bundle: Path) -> Identity:
+    """Put a bundle where identities lie, unless its content is there already."""
+    folder = _folder() / identity.name_in(bundle)
+    return identity.load(folder) if identity.holds(folder, bundle) else identity.install(bundle, folder)
+
+
+def add_enroll(commands: Any, examples: str) -> None:
+    """Add `edge-agent enroll`."""
+    enroll = commands.add_parser(
+        "enroll",
+        help="become a member of a fleet",
+        description="Take in what `edge-coordinator device enroll` made for this device.",
+        epilog=_ENROLL_EXAMPLES + examples,
+    )
+    enroll.set_defaults(command=_enroll)
+    enroll.add_argument("bundle", type=Path, metavar="FILE", help="what was made for this device")
+    enroll.add_argument("--identity", type=Path, metavar="DIR", help="where to keep it (default: with what else lasts)")
+    enroll.add_argument("--verbose", action="store_true", help="say more on stderr")
+    enroll.set_defaults(threads=1)
+
+
+def _enroll(options: argparse.Namespace) -> None:
+    folder = options.identity or _folder() / identity.name_in(options.bundle)
+    found = identity.install(options.bundle, folder)
+    sys.stdout.write(
+        f"this device is {found.name} in fleet {found.fleet}, with a broker at {found.host}:{found.port}; "
+        f"remove {options.bundle} now: it holds the private key\n"
+    )
