@@ -25,6 +25,7 @@ from edge_runtime.transport import Faults
 
 log = logging.getLogger(__name__)
 
+_PICTURE_S = 0.1
 Tables = dict[str, dict[str, Any]]
 Reported = tuple[dict[str, Any], Path]
 
@@ -141,10 +142,18 @@ def _watching(run: Run, names: list[str], alive: Callable[[], None]) -> Iterator
     """Show a run while it goes on, and raise as soon as a process that it needs has died."""
     with live.Live() as screen:
         started_s = time.monotonic()
+        shown: tuple[object, ...] = ()
+        due_s = started_s
 
         def watch(coordinator: Coordinator) -> None:
+            nonlocal shown, due_s
             alive()
-            screen.show(status(run, coordinator, names, time.monotonic() - started_s))
+            number, answered, asked = coordinator.core.standing
+            where = number, coordinator.core.progress.phase, answered > 0, asked > 0
+            now_s = time.monotonic()
+            if where != shown or now_s >= due_s:  # a picture of a large fleet takes longer than most events
+                shown, due_s = where, now_s + _PICTURE_S
+                screen.show(status(run, coordinator, names, now_s - started_s))
 
         yield watch
 

@@ -40,8 +40,9 @@ class RoundsCore:
     def __init__(self, plan: Plan, progress: Progress) -> None:
         self.plan = plan
         self.progress = progress
-        self.online: set[str] = set()
-        """Devices that were heard of since the start, and have not missed a deadline since."""
+        self.online: set[str] = set(progress.accepted)
+        """Devices that have answered in the open round or were heard of since the start, and have not missed a deadline
+        since: who was answered before a crash has nothing more to say."""
         self.refused: dict[str, str] = {}
         """Reason of every device of the cohort that cannot take part in this round."""
         self.doing: dict[str, str] = {}
