@@ -7,6 +7,7 @@ every device, and in neither does the order of arrival change a bit. The mathema
 
 import logging
 import math
+import os
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import numpy as np
 
 from edge_runtime import fixed, robust, sgd
 from edge_runtime.algorithm import State
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import ConfigError, RunError
 from edge_runtime.fixed import Bits
 from edge_runtime.tree import Flat
 
@@ -273,7 +274,7 @@ class _Robust:
         if config.bucket > 1:
             mix = robust.bucketing(rng.permutation(self.count), config.bucket)
         if config.nearest_mixing:
-            nearest = robust.nearest_mixing(robust.coordinates(self._inputs(mix)), config.byzantine)
+            nearest = robust.nearest_mixing(robust.squared_distances(self._inputs(mix)), config.byzantine)
             mix = nearest if mix is None else nearest @ mix
         return mix
 
@@ -303,11 +304,11 @@ class _Robust:
             tiles = zip(self._tiles(), self._inputs(mix), strict=True)
             points = robust.coordinates(np.vstack([rows, centre[tile]]) for tile, rows in tiles)
             return robust.clipping(points, config.clip_radius, 1 if self._centre is None else config.clip_steps)
-        points = robust.coordinates(self._inputs(mix))
         if config.aggregator == "geometric-median":
-            return robust.geometric_median(points)
-        picks = config.krum_picks or len(points) - config.byzantine - 2
-        return robust.krum(points, config.byzantine, 1 if config.aggregator == "krum" else picks)
+            return robust.geometric_median(robust.coordinates(self._inputs(mix)))
+        squared = robust.squared_distances(self._inputs(mix))
+        picks = config.krum_picks or len(squared) - config.byzantine - 2
+        return robust.krum(squared, config.byzantine, 1 if config.aggregator == "krum" else picks)
 
     def _inputs(self, mix: robust.Rows | None) -> Iterator[robust.Rows]:
         for tile in self._tiles():
@@ -337,14 +338,16 @@ class _Spool:
         place = self.places.get(device, len(self.places))
         self._file.seek(4 * self._size * place)
         self._file.write(np.ascontiguousarray(row, np.float32).data)
+        self._file.flush()
         self.places[device] = place
 
     def read(self, tile: slice) -> robust.Rows:
         """Read a tile of all rows [devices, tile], in the order of the devices' names."""
         rows = np.empty((len(self.places), tile.stop - tile.start), np.float32)
         for row, device in zip(rows, sorted(self.places), strict=True):
-            self._file.seek(4 * (self._size * self.places[device] + tile.start))
-            self._file.readinto(row.data)
+            start = 4 * (self._size * self.places[device] + tile.start)
+            if os.preadv(self._file.fileno(), [row.data], start) != row.nbytes:
+                raise RunError("updates that were spooled are gone from the folder for temporary files")
         return rows.astype(np.float64)
 
     def clear(self) -> None:

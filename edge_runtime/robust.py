@@ -1,9 +1,10 @@
 """Aggregators that withstand devices that lie, in numpy: of n rows, f at most may be anything.
 
 Two kinds. Those of a coordinate take rows [n, tile] and give [tile]; a tile is any part of the coordinates. Those of
-the geometry look at nothing but distances, and give the weights [n] with which the rows are to be summed: they take
-`points` [n, k], the rows themselves or their `coordinates`, at most n numbers each however long the rows are.
-Pre-aggregations give a matrix [t, n] that mixes n rows into t. Rows are float64, and all count the same.
+the geometry look at nothing but distances, and give the weights [n] with which the rows are to be summed. Who only
+compares distances takes them, `squared_distances` [n, n]; who needs directions takes `points` [n, k], the rows
+themselves or their `coordinates`, at most n numbers each however long the rows are. Pre-aggregations give a matrix
+[t, n] that mixes n rows into t. Rows are float64, and all count the same.
 
     bucketing             Karimireddy et al., "Byzantine-robust learning on heterogeneous datasets via bucketing" (2022)
     nearest_mixing        Allouah et al., "Fixing by mixing" (AISTATS 2023)
@@ -21,6 +22,22 @@ from numpy.typing import NDArray
 Rows = NDArray[np.float64]
 
 _TOLERANCE = 1e-12
+
+
+def squared_distances(tiles: Iterable[Rows]) -> Rows:
+    """Give the squared distances [n, n] between the rows whose tiles [n, tile] these are.
+
+    From the Gram matrix, in the time of one product. Each is right to float64's precision of the larger of its own two
+    norms, whatever the other rows are: enough to compare by, since rows that it cannot tell apart differ by less than
+    float32 can say of them (1e-8 of their norm). `coordinates` keeps the digits of such a difference.
+    """
+    gram: Rows | None = None
+    for tile in tiles:
+        gram = tile @ tile.T if gram is None else gram + tile @ tile.T
+    if gram is None:
+        raise ValueError("no tiles")
+    lengths = np.diag(gram)
+    return np.asarray(np.maximum(lengths[:, None] + lengths - 2 * gram, 0.0))
 
 
 def coordinates(tiles: Iterable[Rows]) -> Rows:
@@ -48,10 +65,10 @@ def bucketing(order: NDArray[np.int64], bucket: int) -> Rows:
     return mix
 
 
-def nearest_mixing(points: Rows, byzantine: int) -> Rows:
+def nearest_mixing(squared: Rows, byzantine: int) -> Rows:
     """Mix every row into the mean of the n - f nearest ones, itself included; of equals, those that come first."""
-    nearest = np.argsort(_squared_distances(points), axis=1, kind="stable")[:, : len(points) - byzantine]
-    mix = np.zeros((len(points), len(points)))
+    nearest = np.argsort(squared, axis=1, kind="stable")[:, : len(squared) - byzantine]
+    mix = np.zeros(squared.shape)
     np.put_along_axis(mix, nearest, 1 / nearest.shape[1], axis=1)
     return mix
 
@@ -67,15 +84,15 @@ def trimmed_mean(rows: Rows, byzantine: int) -> Rows:
     return np.asarray(kept.mean(axis=0))
 
 
-def krum(points: Rows, byzantine: int, picks: int = 1) -> Rows:
+def krum(squared: Rows, byzantine: int, picks: int = 1) -> Rows:
     """Weigh alike the `picks` rows of the lowest scores (one: Krum, more: multi-Krum), all others 0.
 
     A row's score is the sum of its squared distances to the n - f - 2 nearest others; of equals, the first is picked.
     """
     # A row's distance to itself, 0, is the smallest, so it is in the sum without a trace.
-    nearest = np.sort(_squared_distances(points), axis=1)[:, : len(points) - byzantine - 1]
+    nearest = np.sort(squared, axis=1)[:, : len(squared) - byzantine - 1]
     best = np.argsort(nearest.sum(axis=1), kind="stable")[:picks]
-    weights = np.zeros(len(points))
+    weights = np.zeros(len(squared))
     weights[best] = 1 / picks
     return weights
 
@@ -92,7 +109,7 @@ def geometric_median(points: Rows, most: int = 2000) -> Rows:
         points: [n, k].
         most: steps after which the weights are given as they are.
     """
-    start = int(np.sqrt(_squared_distances(points)).sum(axis=1).argmin())
+    start = int(np.sqrt(_exactly_apart(points)).sum(axis=1).argmin())
     points = points - points[start]
     weights = np.zeros(len(points))
     weights[start] = 1.0
@@ -125,5 +142,6 @@ def clipping(points: Rows, radius: float, steps: int = 1) -> Rows:
     return weights
 
 
-def _squared_distances(points: Rows) -> Rows:
+def _exactly_apart(points: Rows) -> Rows:
+    """Give the squared distances [n, n] of points to all their digits."""
     return np.stack([((points - point) ** 2).sum(axis=1) for point in points])

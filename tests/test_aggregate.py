@@ -131,18 +131,22 @@ def test_a_model_moves_by_the_rate_times_the_aggregate(aggregator: str) -> None:
     assert model == pytest.approx([0.875, 0.875], abs=1e-7)
 
 
+def distances(x: Any) -> Any:
+    return ((x[:, None] - x) ** 2).sum(axis=2)
+
+
 def direct(config: Averaging, rows: Any) -> Any:
     """Aggregate rows [n, size] all at once, without tiles, files or coordinates."""
     x, f = rows.astype(np.float64), config.byzantine
     if config.nearest_mixing:
-        x = robust.nearest_mixing(x, f) @ x
+        x = robust.nearest_mixing(distances(x), f) @ x
     centred = np.vstack([x, np.zeros(x.shape[1])])
     return {
         "median": lambda: robust.median(x),
         "trimmed-mean": lambda: robust.trimmed_mean(x, f),
         "geometric-median": lambda: robust.geometric_median(x) @ x,
-        "krum": lambda: robust.krum(x, f) @ x,
-        "multi-krum": lambda: robust.krum(x, f, len(x) - f - 2) @ x,
+        "krum": lambda: robust.krum(distances(x), f) @ x,
+        "multi-krum": lambda: robust.krum(distances(x), f, len(x) - f - 2) @ x,
         "centred-clipping": lambda: robust.clipping(centred, config.clip_radius, config.clip_steps) @ centred,
         "norm-bound": lambda: robust.clipping(centred, config.clip_radius, 1) @ centred,
     }[config.aggregator]()

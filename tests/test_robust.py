@@ -18,6 +18,11 @@ def middle(points: Any) -> Any:
     return robust.geometric_median(points) @ points
 
 
+def distances(rows: Any) -> Any:
+    """Square the distances between rows, one by one."""
+    return ((rows[:, None] - rows) ** 2).sum(axis=2)
+
+
 def tiles(rows: Any, width: int) -> Any:
     return (rows[:, start : start + width] for start in range(0, rows.shape[1], width))
 
@@ -86,26 +91,26 @@ def test_krum_scores_squared_distances_and_not_their_squares() -> None:
             scores.append(sum(others[:4]))
         return values[scores.index(min(scores))]
 
-    weights = robust.krum(column(*values), 1)
+    weights = robust.krum(distances(column(*values)), 1)
     assert weights @ values == picked(2) == 3
     assert picked(4) == 1
 
 
 def test_multi_krum_averages_the_best_and_of_equals_the_first() -> None:
-    assert robust.krum(column(0, 1, 2, 3, 4, 100, -90), 2, 3).tolist() == [0, 1 / 3, 1 / 3, 1 / 3, 0, 0, 0]
-    assert robust.krum(column(5, 5, 5, 5, 5), 1).tolist() == [1, 0, 0, 0, 0]
+    assert robust.krum(distances(column(0, 1, 2, 3, 4, 100, -90)), 2, 3).tolist() == [0, 1 / 3, 1 / 3, 1 / 3, 0, 0, 0]
+    assert robust.krum(distances(column(5, 5, 5, 5, 5)), 1).tolist() == [1, 0, 0, 0, 0]
 
 
 def test_nearest_mixing_takes_the_mean_of_the_nearest() -> None:
     rows = np.random.default_rng(1).normal(size=(9, 4))
-    mixed = robust.nearest_mixing(rows, 3) @ rows
+    mixed = robust.nearest_mixing(distances(rows), 3) @ rows
     for row, outcome in zip(rows, mixed, strict=True):
         nearest = sorted(rows, key=lambda other, row=row: np.linalg.norm(other - row))[:6]
         np.testing.assert_allclose(outcome, np.mean(nearest, axis=0), rtol=0, atol=1e-15)
 
 
 def test_nearest_mixing_leaves_a_lone_liar_out_of_every_honest_row() -> None:
-    mix = robust.nearest_mixing(column(0, 1, 2, 3, 500), 1)
+    mix = robust.nearest_mixing(distances(column(0, 1, 2, 3, 500)), 1)
     assert mix[:4].tolist() == [[0.25, 0.25, 0.25, 0.25, 0]] * 4
 
 
@@ -204,13 +209,25 @@ def test_coordinates_keep_all_distances_whatever_the_tiles() -> None:
         np.testing.assert_allclose(np.linalg.norm(points[:, None] - points, axis=2), wanted, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", ["geometric-median", "krum", "multi-krum", "nearest-mixing"])
-def test_by_coordinates_or_by_the_rows_themselves_the_outcome_is_the_same(name: str) -> None:
+def test_by_coordinates_or_by_the_rows_themselves_the_geometric_median_is_the_same() -> None:
     rows = np.random.default_rng(7).normal(size=(11, 30))
-    rule = {
-        "geometric-median": robust.geometric_median,
-        "krum": lambda points: robust.krum(points, 3),
-        "multi-krum": lambda points: robust.krum(points, 3, 6),
-        "nearest-mixing": lambda points: robust.nearest_mixing(points, 3),
-    }[name]
-    np.testing.assert_allclose(rule(robust.coordinates(tiles(rows, 8))), rule(rows), rtol=0, atol=1e-10)
+    found = robust.geometric_median(robust.coordinates(tiles(rows, 8)))
+    np.testing.assert_allclose(found, robust.geometric_median(rows), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("width", [1, 8, 30])
+def test_squared_distances_are_right_to_the_norms_of_the_two_however_far_a_third_is(width: int) -> None:
+    rows = np.random.default_rng(7).normal(size=(11, 30))
+    rows[10] *= 1e7
+    wanted, found = distances(rows), robust.squared_distances(tiles(rows, width))
+    np.testing.assert_allclose(found[:10, :10], wanted[:10, :10], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
+    assert not found.diagonal().any()
+    assert (found == found.T).all()
+
+
+def test_devices_that_agree_to_the_last_digit_are_nearest_and_never_further_than_nothing() -> None:
+    rows = np.vstack([np.full((4, 30), 1 / 3), np.random.default_rng(8).normal(size=(3, 30))])
+    found = robust.squared_distances(tiles(rows, 7))
+    assert (found >= 0).all()
+    assert set(np.flatnonzero(robust.nearest_mixing(found, 3)[0])) == {0, 1, 2, 3}
