@@ -40,9 +40,9 @@ class RoundsCore:
     def __init__(self, plan: Plan, progress: Progress) -> None:
         self.plan = plan
         self.progress = progress
-        self.online: set[str] = set(progress.accepted)
-        """Devices that have answered in the open round or were heard of since the start, and have not missed a deadline
-        since: who was answered before a crash has nothing more to say."""
+        self.online: set[str] = set(progress.known)
+        """Devices that were heard of, and have not missed a deadline since the start. After a restart these are all:
+        who has nothing to say would else be waited for until it says hello again."""
         self.refused: dict[str, str] = {}
         """Reason of every device of the cohort that cannot take part in this round."""
         self.doing: dict[str, str] = {}

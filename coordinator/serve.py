@@ -85,7 +85,7 @@ def serve(
     tick += _TICK_S
     deadline += deadline_s
     where = _where(coordinator)
-    wait_s, fit = _WAIT_S, Fit()
+    wait_s, fit, linked = _WAIT_S, Fit(), False
     while not coordinator.core.progress.finished:
         try:
             event = inbox.events.get(timeout=wait_s)
@@ -97,6 +97,10 @@ def serve(
         elif event is not None and fit.changed(event, now):
             coordinator.halve_chunks()
             log.warning("the broker hangs up on chunks: they now have %d bytes", coordinator.chunk_bytes)
+        elif event:
+            if linked:
+                coordinator.start()
+            linked = True
         due = coordinator.pump(now)
         fit.watch(coordinator.chunks_sent, now)
         wait_s = _WAIT_S if due is None else min(_WAIT_S, max(_PUMP_S, due - now))

@@ -116,6 +116,7 @@ class Coordinator:
         """Figures that came with the last accepted update of every device."""
         self.unfit: dict[str, str] = journal.unfit()
         """Devices that get no task, and why."""
+        self.core.online -= self.unfit.keys()
         self._run, self._post, self._send = run, post, post.send
         self._layout = run.description.model.layout
         self._seed = run.config.seed
@@ -158,7 +159,7 @@ class Coordinator:
                 self._downlink.close()
 
     def start(self) -> None:
-        """Go on with the run."""
+        """Go on with the run: after a start, or on a new connection, where what was said last may be lost."""
         self._do(self.core.start())
 
     def tick(self) -> None:

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 _ANSWER_S = 10.0
 _STABLE_S = 10.0
+_GOOD_S = 3.0
+"""A connection that lived for so long was none of a series of failures."""
 _TAKEOVERS = 3
 _CLOSE_S = 0.8
 _SMALL_BYTES = 8_192
@@ -205,7 +207,7 @@ class Mqtt:
             if self._closing.is_set() or not self._was_up:
                 return
             # A short life counts as a failed attempt: two clients in a fight must not speed each other up.
-            attempts = 0 if lived_s >= _STABLE_S else attempts + 1
+            attempts = 0 if lived_s >= _GOOD_S else attempts + 1
             taken = 0 < lived_s < _STABLE_S and self._largest_bytes <= _SMALL_BYTES and self._witness.stands()
             takeovers = takeovers + 1 if taken else 0
             self._witness.close()

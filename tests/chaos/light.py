@@ -7,6 +7,7 @@ and takes all along when it dies or its standard input ends.
 """
 
 import gc
+import hashlib
 import json
 import logging
 import os
@@ -89,7 +90,8 @@ class Trainer:
         except (DecodeError, OSError) as error:
             outcome = Outcome(reason=str(error))
         if task is self._latest:
-            self._diary.note(self._name, "trained", task.round, task.phase)
+            digest = hashlib.sha256(outcome.payload).hexdigest()
+            self._diary.note(self._name, "trained", task.round, task.phase, digest)
             self._done(task, outcome)
 
 

@@ -26,11 +26,15 @@ class Fault:
     """Until what was killed is started again, or what was stopped goes on."""
 
 
-def faults(seed: int, every_s: float, names: tuple[str, ...], kinds: tuple[str, ...] = tuple(KINDS)) -> Iterator[Fault]:
-    """Draw faults for ever, one in about `every_s` seconds."""
+def faults(
+    seed: int, every_s: float, names: tuple[str, ...], kinds: tuple[str, ...] = tuple(KINDS), away_s: float = 0.0
+) -> Iterator[Fault]:
+    """Draw faults for ever, one in about `every_s` seconds; agents that are killed stay away for about `away_s`."""
     rng = random.Random(seed)
     while True:
         kind = rng.choices(kinds, [KINDS[one] for one in kinds])[0]
         count = rng.randint(1, max(1, round(_MOST_AGENTS * len(names))))
         lasts_s = rng.uniform(0.1, 0.5 if kind in KILLS else _LONGEST_S)
+        if kind == "agents" and away_s:
+            count, lasts_s = max(1, count // 2), away_s * rng.uniform(0.5, 1.5)
         yield Fault(every_s * rng.uniform(0.67, 1.33), kind, tuple(rng.sample(names, count)), lasts_s)

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,15 +51,19 @@ class Plan:
     deadline_s: float = 600.0
     clocks: bool = False
     """Whether the clocks of the processes are wrong, and jump."""
-    values: int = 2_500
+    values: int = 3_000
     """That each message carries, both ways; four bytes each."""
     chunk: int = 4_096
     train_s: float = 0.02
     limit_s: float = 600.0
     sample_s: float = 1.0
     """Between two looks at memory and open files."""
-    interrupt: float = 0.0
-    """Kill the coordinator once, in the middle of the run, when this part of a round's updates has come."""
+    away_s: float = 0.0
+    """How long agents stay away that were killed; 0: not long."""
+    strike: str = ""
+    """Kill this once, in the middle of the run, when half of a round's updates have come: coordinator or broker."""
+    spy: bool = False
+    """Whether to count the chunks that devices send."""
 
 
 @dataclass
@@ -118,6 +123,7 @@ class Trial:
         self.home = folder / "run" / "tests.chaos.toy"
         self.rounds = watch.Rounds(self.home)
         self.verdict = Verdict()
+        self.struck: list[tuple[float, str]] = []
 
     def run(self) -> Verdict:
         """Start all, let it be disturbed until it has finished, end all, and judge."""
@@ -128,12 +134,15 @@ class Trial:
         while fleet.coordinator and not watch.connected(fleet.coordinator, fleet.broker.port):
             fleet.step(0.05)  # nobody says hello in vain: the next time would be up to 20 s later
         self._start_agents()
+        spy = watch.Spy(fleet.broker.port) if plan.spy else None
         self._disturb(began_s)
         verdict = self.verdict
         verdict.finished, verdict.lives, verdict.falls = fleet.finished, fleet.lives, fleet.falls
         verdict.seconds = round((self.rounds.finished_s or time.monotonic()) - began_s, 2)
         if heckler is not None:
             verdict.details["heckled"] = heckler.close()
+        if spy is not None:
+            verdict.details["chunks_again"] = spy.close()
         verdict.orphans = len(fleet.end_agents())
         verdict.kills = dict(fleet.kills)
         self._measure()
@@ -177,26 +186,29 @@ class Trial:
 
     def _disturb(self, began_s: float) -> None:
         plan, fleet = self.plan, self.fleet
-        faults = schedule.faults(plan.seed, plan.every_s, self.names, plan.kinds) if plan.every_s else None
+        drawn = schedule.faults(plan.seed, plan.every_s, self.names, plan.kinds, plan.away_s)
+        faults = drawn if plan.every_s else None
         fault = next(faults) if faults else None
         due_s = began_s + fault.wait_s if fault else began_s + plan.limit_s
         jumps = [began_s + 3.0, began_s + 6.0] if plan.clocks else []
-        sample_s, interrupted = began_s, not plan.interrupt
+        sample_s, strike = began_s, plan.strike
         while not fleet.finished and time.monotonic() < began_s + plan.limit_s:
             fleet.step(0.02)
             now_s = time.monotonic()
             self.rounds.look(now_s)
             if fault and faults and now_s >= due_s:
                 fleet.suffer(fault)
+                self.struck.append((now_s, fault.kind))
                 fault = next(faults)
                 due_s = now_s + fault.wait_s
             if jumps and now_s >= jumps[0]:
                 self._jump(len(jumps))
                 jumps.pop(0)
-            if not interrupted and self.rounds.filled(plan.rounds // 2, plan.interrupt * plan.devices):
-                interrupted = True
-                self.verdict.details["interrupted_s"] = time.monotonic()
-                fleet.kill_coordinator(0.0)
+                self.verdict.details["jumps"] = 2 - len(jumps)
+            if strike and self.rounds.filled(plan.rounds // 2, 0.5 * plan.devices):
+                self.verdict.details["struck_s"] = time.monotonic()
+                fleet.suffer(schedule.Fault(0.0, strike, (), 0.0 if strike == "coordinator" else 2.0))
+                strike = ""
             if now_s >= sample_s:
                 sample_s = now_s + plan.sample_s
                 self.rounds.sample(now_s, fleet.coordinator, {n: fleet.pids.get(n) for n in self.names[:5]})
@@ -211,7 +223,7 @@ class Trial:
         """Take down what rows ask for beyond the verdict."""
         fleet, verdict = self.fleet, self.verdict
         verdict.details |= {"broker": fleet.broker.kind, "coordinator_began_s": fleet.began_s}
-        verdict.details |= {"samples": self.rounds.samples, "round_s": self.rounds.began}
+        verdict.details |= {"faults_s": self.struck, "samples": self.rounds.samples, "round_s": self.rounds.began}
         size = sum(path.stat().st_size for path in self.home.glob("journal.sqlite*"))
         verdict.details["journal_bytes"] = size
 
@@ -294,6 +306,10 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="trial-"))
     with ExitStack() as stack:
         verdict = Trial(plan, folder, stack).run()
+    if verdict.clean and (verdict.right or plan.quorum < 1):
+        shutil.rmtree(folder)
+    else:
+        verdict.details["folder"] = str(folder)
     sys.stdout.write(json.dumps(dataclasses.asdict(verdict)) + "\n")
 
 

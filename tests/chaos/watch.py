@@ -6,6 +6,10 @@ import sqlite3
 from collections import Counter
 from pathlib import Path
 
+from edge_runtime.link import Link
+from edge_runtime.message import Chunk, decode
+from edge_runtime.mqtt import Mqtt
+
 Fate = tuple[str, str, str, str]
 """Device, phase, digest, and what became of it."""
 
@@ -81,6 +85,28 @@ def updates(home: Path) -> list[tuple[str, str, int, str]]:
         return list(database.execute("SELECT device, phase, round, digest FROM upload WHERE reason = ''"))
 
 
+class Spy:
+    """Counts the chunks that devices send, as their broker carries them."""
+
+    def __init__(self, port: int) -> None:
+        self._counts: Counter[tuple[str, str, int]] = Counter()
+        self._transport = Mqtt(Link("127.0.0.1", port, "spy"))
+        self._transport.start(["edge/default/up/+"], self._hear, lambda up: None)
+
+    def close(self) -> dict[str, int]:
+        """Go, and say how many chunks each device has sent again."""
+        self._transport.close()
+        again: Counter[str] = Counter()
+        for (device, _, _), count in self._counts.items():
+            again[device] += count - 1
+        return dict(again)
+
+    def _hear(self, topic: str, payload: bytes) -> None:
+        message = decode(payload) if payload[:1] != b"{" else None
+        if isinstance(message, Chunk):
+            self._counts[topic.rsplit("/", 1)[1], message.digest, message.index] += 1
+
+
 class Diary:
     """What light agents noted."""
 
@@ -92,6 +118,7 @@ class Diary:
         """By device, round and phase."""
         self.connected: dict[str, float] = {}
         """When each device was connected last."""
+        made: set[tuple[str, str]] = set()
         for line in path.read_text().splitlines() if path.exists() else ():
             at, name, what, *rest = line.split()
             match what:
@@ -99,7 +126,8 @@ class Diary:
                     self.connected[name] = float(at)
                 case "trained":
                     self.trained[name, rest[0], rest[1]] += 1
-                case "fate":
+                    made.add((name, rest[2]))
+                case "fate" if (name, rest[2]) in made:
                     fate = (name, rest[1], rest[2], rest[3])
                     if fate not in self.fates:
                         self.fate_s.append((float(at), name, int(rest[0])))
