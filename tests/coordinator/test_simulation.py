@@ -45,9 +45,7 @@ LONG = Layout(("w",), ((2500,),))
 """Its payloads are shared, and go in 20 chunks of 512 bytes: more than one window."""
 
 PAIRS = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("", *DEVICES)}
-KEYS = {
-    name: Key(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())) for name, key in PAIRS.items()
-}
+KEYS = {name: Key(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())) for name, key in PAIRS.items()}
 PUBLIC = {name: PublicKey(key.public_key()) for name, key in PAIRS.items()}
 
 
@@ -399,7 +397,9 @@ def test_every_seed_ends_in_the_state_of_the_undisturbed_run(start: int, undistu
 def test_sealed_messages_end_in_the_same_state_though_what_overtakes_another_is_not_taken(
     undisturbed: tuple[float, ...],
 ) -> None:
-    worlds = [World(seed, FAULTS, 0.02, DeviceCore, DiskOfMemory, 0, sealed=True) for seed in range(min(SEEDS, PART) // 5)]
+    worlds = [
+        World(seed, FAULTS, 0.02, DeviceCore, DiskOfMemory, 0, sealed=True) for seed in range(min(SEEDS, PART) // 5)
+    ]
     assert not [seed for seed, world in enumerate(worlds) if world.run() != undisturbed]
     assert sum(sum(world.births.values()) for world in worlds) > len(worlds)
 
