@@ -143,7 +143,7 @@ class Sealed:
     def open(self, device: str, data: bytes) -> Message:
         """Open and decode; see `Gate.open`."""
         if is_chunk(data):
-            if device not in self._pairs:
+            if device not in self._pairs or self._key_of(device) is None:
                 raise SealError(UNKNOWN)
             return decode(data)
         head, text = take_out(self._key_of(device), place(self._fleet, "up", device), data)

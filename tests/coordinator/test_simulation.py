@@ -397,9 +397,8 @@ def test_every_seed_ends_in_the_state_of_the_undisturbed_run(start: int, undistu
 def test_sealed_messages_end_in_the_same_state_though_what_overtakes_another_is_not_taken(
     undisturbed: tuple[float, ...],
 ) -> None:
-    worlds = [
-        World(seed, FAULTS, 0.02, DeviceCore, DiskOfMemory, 0, sealed=True) for seed in range(min(SEEDS, PART) // 5)
-    ]
+    seeds = range(min(SEEDS, PART) // 5)
+    worlds = [World(seed, FAULTS, 0.02, DeviceCore, DiskOfMemory, 0, sealed=True) for seed in seeds]
     assert not [seed for seed, world in enumerate(worlds) if world.run() != undisturbed]
     assert sum(sum(world.births.values()) for world in worlds) > len(worlds)
 
