@@ -12,6 +12,7 @@ from typing import Protocol
 from edge_runtime.message import Message, decode, encode
 from edge_runtime.seal import (
     NOBODY,
+    ORDINARY,
     REPEATED,
     STALE,
     UNKNOWN,
@@ -213,7 +214,8 @@ class Dropped:
         reasons = self.counts.setdefault(device, {})
         reasons[reason] = count = reasons.get(reason, 0) + 1
         if rare(count):
-            log.warning("dropped from %s: %s (%s so far)", device, why[:300], f"{count:,}")
+            level = logging.INFO if reason in ORDINARY else logging.WARNING
+            log.log(level, "dropped from %s: %s (%s so far)", device, why[:300], f"{count:,}")
 
     def total(self, reason: str = "") -> int:
         """Count all, or all for one reason."""

@@ -47,7 +47,7 @@ from edge_runtime.protocol import (
     Train,
     Tune,
 )
-from edge_runtime.seal import STALE, Envelope, PeerSeal, Plain, SealError, Seals, rare
+from edge_runtime.seal import ORDINARY, STALE, Envelope, PeerSeal, Plain, SealError, Seals, rare
 from edge_runtime.store import Store
 from edge_runtime.trainer_process import Outcome, ProcessTrainer
 from edge_runtime.transport import Traffic, Transport
@@ -173,7 +173,8 @@ class Device:
         reason = error.reason if isinstance(error, SealError) else "malformed"
         self.dropped[reason] += 1
         if rare(self.dropped[reason]):
-            log.warning("dropped from the coordinator: %s (%d so far)", error, self.dropped[reason])
+            level = logging.INFO if reason in ORDINARY else logging.WARNING
+            log.log(level, "dropped from the coordinator: %s (%d so far)", error, self.dropped[reason])
         if reason == STALE and not self._nudged:
             self._nudged = True
             self._do(self.core.nudge())

@@ -56,8 +56,8 @@ class Start:
     max_bytes: int
     """Largest Up that is listened to."""
     keys: tuple[str, ...] = ()
-    """Public keys of the peers, in their order, by which they seal (`seal.py`): compressed points in base64, an empty text
-    for one that is heard no more. Empty tuple: they do not seal."""
+    """Public keys of the peers, in their order, by which they seal (`seal.py`): compressed points in base64, an empty
+    text for one that is heard no more. Empty tuple: they do not seal."""
 
     def key_of(self) -> dict[str, bytes]:
         """Give the keys of the peers that are heard, by their names."""

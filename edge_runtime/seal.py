@@ -53,6 +53,8 @@ NOBODY = bytes(TAG_BYTES)
 UNSEALED, FORGED, UNKNOWN, STALE, REPEATED = "unsealed", "forged", "unknown", "stale", "repeated"
 """Why a message is dropped: no envelope; a signature that does not fit; of no enrolled device; of another pair of tags;
 an old count."""
+ORDINARY = (STALE, REPEATED)
+"""Those that also happen where nobody means harm: after a start, or on a network that doubles."""
 
 _MAGIC = b"\xec\x02"
 _HEAD = struct.Struct("<8s8sQ")
