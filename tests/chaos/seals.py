@@ -291,11 +291,11 @@ def flood(number: int) -> tuple[float, float, str]:
     def take(count: int) -> None:
         for index in range(count):
             name, data = kinds[index % len(kinds)](index)
-            for opens in (functools.partial(gate.open, name), device.open):
+            for who, opens in ((name, functools.partial(gate.open, name)), ("a", device.open)):
                 try:
                     opens(data)
                 except ValueError as error:
-                    dropped.add(name, getattr(error, "reason", "malformed"), str(error), gate.vouches)
+                    dropped.add(who, getattr(error, "reason", "malformed"), str(error), gate.vouches)
                 else:
                     raise AssertionError(f"taken: {data[:40]!r}")
 
