@@ -341,6 +341,12 @@ class Journal:
             return "rejected", "another update of this device stands for this round"
         return ("rejected", row[1]) if row[1] else ("applied", "")
 
+    def contradicts(self, device: str, offer: Offer) -> bool:
+        """Say whether a device offers another update where one of it was judged already."""
+        query = "SELECT 1 FROM upload WHERE round = ? AND phase = ? AND device = ? AND digest != ?"
+        where = (offer.round, offer.phase, device, offer.blob.digest)
+        return self._database.execute(query, where).fetchone() is not None
+
     def payloads(self, round_: int) -> Iterator[tuple[str, bytes]]:
         """Go through the accepted updates of the open round, one at a time."""
         query = "SELECT device, payload FROM upload WHERE round = ? AND phase = 'train' AND reason = '' ORDER BY device"

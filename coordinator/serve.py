@@ -5,6 +5,7 @@ import queue
 import time
 from collections.abc import Callable
 
+from edge_runtime.coordinator.gate import Gate, Open
 from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.errors import EdgeError
 from edge_runtime.fit import Fit
@@ -24,12 +25,16 @@ _MAX_UNSENT_BYTES = 4_194_304
 class TopicPost:
     """The way out by topics of a transport; implements `server.Post`."""
 
-    def __init__(self, fleet: str, transport: Transport) -> None:
-        self._fleet, self._transport = fleet, transport
+    def __init__(self, fleet: str, transport: Transport, gate: Gate | None = None) -> None:
+        self._fleet, self._transport, self._gate = fleet, transport, gate or Open()
 
     def send(self, device: str, message: Message) -> bool:
         """Send a message to a device."""
-        return self._transport.send(down_topic(self._fleet, device), encode(message))
+        return self._transport.send(down_topic(self._fleet, device), self._gate.seal(device, message))
+
+    def greet(self, device: str, stranger: bytes, message: Message) -> bool:
+        """Answer a device that spoke out of turn."""
+        return self._transport.send(down_topic(self._fleet, device), self._gate.greet(device, stranger, message))
 
     def share(self, chunk: Chunk) -> bool:
         """Send a chunk to all devices that listen to its blob."""

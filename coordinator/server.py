@@ -3,6 +3,7 @@
 Synchronous, without a thread or a clock of its own: `serve.py` feeds it from a transport, `simulate.py` from a loop.
 """
 
+import base64
 import dataclasses
 import hashlib
 import logging
@@ -36,6 +37,7 @@ from edge_runtime.coordinator.actions import (
 from edge_runtime.coordinator.choices import Choices
 from edge_runtime.coordinator.downlink import Downlink
 from edge_runtime.coordinator.downloads import Downloads
+from edge_runtime.coordinator.gate import EQUIVOCATION, MALFORMED, MISNAMED, OTHER_WIRE, Dropped, Gate, Open
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.rounds import RoundsCore
 from edge_runtime.coordinator.run import Run
@@ -53,8 +55,8 @@ from edge_runtime.message import (
     Task,
     Welcome,
     check_name,
-    decode,
 )
+from edge_runtime.seal import STALE, SealError
 from edge_runtime.setup import ModelCard
 
 log = logging.getLogger(__name__)
@@ -67,6 +69,10 @@ class Post(Protocol):
 
     def send(self, device: str, message: Message) -> bool:
         """Send a message to a device; False: it was dropped."""
+        ...
+
+    def greet(self, device: str, stranger: bytes, message: Message) -> bool:
+        """Answer a device that spoke out of turn; False: it was dropped."""
         ...
 
     def share(self, chunk: Chunk) -> bool:
@@ -96,7 +102,7 @@ class _Open:
 class Coordinator:
     """One run. Every method is called from one thread."""
 
-    def __init__(self, plan: Plan, run: Run, journal: Journal, post: Post) -> None:
+    def __init__(self, plan: Plan, run: Run, journal: Journal, post: Post, gate: Gate | None = None) -> None:
         """Take up where the journal says the run was.
 
         Args:
@@ -104,12 +110,13 @@ class Coordinator:
             run: the run.
             journal: the durable side.
             post: the network; may lose what it is given.
+            gate: opens what devices say, and is the one by which `post` seals; None: messages are bare.
         """
         if journal.get("phase") is None and (plan.decentralised or plan.score):
             journal.set("phase", "peers" if plan.decentralised else "score")
         self.core: RoundsCore | VersionsCore = _core(plan, journal.progress(plan.asynchronous))
         self.journal = journal
-        self.garbage: dict[str, int] = {}
+        self.dropped = Dropped()
         self.chunk_bytes = run.config.chunk_bytes
         self.chunks_sent = 0
         self.latest: dict[str, dict[str, float]] = {}
@@ -118,6 +125,7 @@ class Coordinator:
         """Devices that get no task, and why."""
         self.core.online -= self.unfit.keys()
         self._run, self._post, self._send = run, post, post.send
+        self._gate: Gate = gate or Open()
         self._layout = run.description.model.layout
         self._seed = run.config.seed
         self._blobs: OrderedDict[str, bytes] = OrderedDict()
@@ -164,6 +172,7 @@ class Coordinator:
 
     def tick(self) -> None:
         """Repeat what is outstanding."""
+        self._gate.tick()
         self._do(self.core.tick())
 
     def deadline(self) -> None:
@@ -176,12 +185,22 @@ class Coordinator:
         device = topic.rsplit("/", 1)[-1]
         try:
             check_name(device, "device id")
-            message = decode(data)
-        except (ConfigError, DecodeError) as error:
-            self.garbage[device] = self.garbage.get(device, 0) + 1
-            log.warning("dropped a message of %d bytes from %r: %s", len(data), device[:64], error)
+        except ConfigError as error:
+            self._drop(device, MISNAMED, str(error))
             return
-        self.handle(device, message)
+        try:
+            message = self._gate.open(device, data)
+        except SealError as error:
+            self._drop(device, error.reason, str(error))
+            if error.reason == STALE and self._gate.greets(device, error.stranger):
+                self._post.greet(device, error.stranger, Welcome(self.core.plan.run))
+        except DecodeError as error:
+            self._drop(device, MALFORMED, str(error))
+        else:
+            self.handle(device, message)
+
+    def _drop(self, device: str, reason: str, why: str) -> None:
+        self.dropped.add(device, reason, why, self._gate.vouches)
 
     def pump(self, now_s: float) -> float | None:
         """Send chunks that were asked for, while the network has room; say when to come again (None: nothing waits).
@@ -226,8 +245,7 @@ class Coordinator:
                 raise ConfigError(f"it speaks version {hello.wire} of the wire, and this coordinator {WIRE_VERSION}")
             asked = hello.down and coding.parse(hello.down, "down")
         except ConfigError as error:
-            self.garbage[device] = self.garbage.get(device, 0) + 1
-            log.warning("device %s is not heard: %s", device, error)
+            self._drop(device, OTHER_WIRE, f"{error}: it is not heard")
             return False
         if asked and not coding.suits(asked, wire.tells(self._run.parts.Down)):
             log.warning("device %s asks for %s, which this run has not: it is told as the others", device, hello.down)
@@ -320,8 +338,14 @@ class Coordinator:
         if self.core.progress.phase == "score":
             return self._remember_blob(self._choices.task(device, self._run.initial))
         if self.core.progress.phase == "peers":
-            return self._remember_blob(peers.encode_start(self._run.start(self.core.progress.cohort)))
+            return self._remember_blob(self._start())
         return self._remember_blob(self._downlink.encode(device, first, self.core.progress.phase == "evaluate"))
+
+    def _start(self) -> bytes:
+        cohort = self.core.progress.cohort
+        points = [self._gate.point(device) for device in cohort] if self._gate.vouches else []
+        keys = tuple(base64.b64encode(point).decode() for point in points)
+        return peers.encode_start(dataclasses.replace(self._run.start(cohort), keys=keys))
 
     def _set_up(self, device: str) -> bytes:
         """Give the run as a device sees it; to say which channels matter to it, it must see the whole model."""
@@ -402,6 +426,8 @@ class Coordinator:
 
     def _look(self, device: str, offer: Offer) -> None:
         fate, reason = self.journal.fate(device, offer)
+        if fate == "rejected" and self.journal.contradicts(device, offer):
+            self._drop(device, EQUIVOCATION, f"another update of round {offer.round}: {offer.blob.digest}")
         self._send(device, Fate(offer.run, offer.round, offer.phase, offer.blob.digest, fate, reason))
 
     def _sample(self, devices: tuple[str, ...]) -> None:

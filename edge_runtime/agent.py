@@ -10,7 +10,8 @@ import logging
 import queue
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -46,6 +47,7 @@ from edge_runtime.protocol import (
     Train,
     Tune,
 )
+from edge_runtime.seal import ORDINARY, STALE, Envelope, PeerSeal, Plain, SealError, Seals, rare
 from edge_runtime.store import Store
 from edge_runtime.trainer_process import Outcome, ProcessTrainer
 from edge_runtime.transport import Traffic, Transport
@@ -83,7 +85,7 @@ class Tuner(Protocol):
 class Device:
     """One device: core, store and trainer. Every method is called from one thread."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  # one for each seam
         self,
         store: Store,
         trainer: Trainer,
@@ -92,18 +94,23 @@ class Device:
         figures: Callable[[str], dict[str, float]],
         circle: Circle | None = None,
         tuner: Tuner | None = None,
+        envelope: Envelope | None = None,
     ) -> None:
         """Take up where the store says this device was.
 
         `figures(run)` gives what is metered outside the trainer (bytes on the socket since the run's first task, RSS of
         the agent): it goes along with each offer. Without a `circle` the device refuses runs among equals; without a
-        `tuner` it hears only what it is sent by itself.
+        `tuner` it hears only what it is sent by itself. `envelope` opens what the coordinator says, and is the one by
+        which `send` seals; without one messages are bare.
         """
         self.store = store
         self.among: Among | None = None
         self.received_bytes = 0
         self.chunks_sent = 0
-        self.garbage = 0
+        self.dropped: Counter[str] = Counter()
+        """Messages of the coordinator that were not taken, by reason."""
+        self._envelope: Envelope = envelope or Plain()
+        self._nudged = False
         self._trainer, self._send, self._figures, self._hello = trainer, send, figures, hello
         self._circle, self._tuner = circle, tuner
         self._broken = False
@@ -136,6 +143,7 @@ class Device:
 
     def tick(self) -> None:
         """Repeat what is outstanding. After a failed write: try the disk, and start anew once it is mended."""
+        self._nudged = False
         if self._broken:
             self.store.probe()
             self._broken = False
@@ -149,14 +157,27 @@ class Device:
     def receive(self, data: bytes, to_all: bool = False) -> None:
         """Take hostile bytes from the network: what is no message, or `to_all` no chunk, is counted and dropped."""
         try:
-            message = decode(data)
+            message, anew = (decode(data), False) if to_all else self._envelope.open(data)
             if to_all and not isinstance(message, Chunk):
                 raise DecodeError("only chunks are sent to all")
         except DecodeError as error:
-            self.garbage += 1
-            log.warning("dropped a message of %d bytes: %s", len(data), error)
+            self._drop(error)
             return
+        self._nudged = False
+        if anew:
+            self._do(self.core.start())
         self.handle(message)
+
+    def _drop(self, error: DecodeError) -> None:
+        """Count what is not taken; where that may be of a coordinator that was started anew, let it hear a word."""
+        reason = error.reason if isinstance(error, SealError) else "malformed"
+        self.dropped[reason] += 1
+        if rare(self.dropped[reason]):
+            level = logging.INFO if reason in ORDINARY else logging.WARNING
+            log.log(level, "dropped from the coordinator: %s (%d so far)", error, self.dropped[reason])
+        if reason == STALE and not self._nudged:
+            self._nudged = True
+            self._do(self.core.nudge())
 
     def receive_from(self, peer: str, data: bytes, to_all: bool) -> None:
         """Take hostile bytes from a peer, said to all or to this device only; outside a run among equals: drop them."""
@@ -295,21 +316,31 @@ class Device:
 class TopicCircle:
     """Reaches peers by topics of a transport; implements `among.Circle`."""
 
-    def __init__(self, fleet: str, name: str, transport: Transport, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, fleet: str, name: str, transport: Transport, clock: Callable[[], float], seal: PeerSeal | None = None
+    ) -> None:
         self.name = name
-        self._fleet, self._transport, self._clock = fleet, transport, clock
+        self._fleet, self._transport, self._clock, self._seal = fleet, transport, clock, seal
 
-    def join(self, names: Sequence[str]) -> None:
-        """Subscribe to the topics on which these speak."""
+    def join(self, names: Sequence[str], keys: Mapping[str, bytes]) -> None:
+        """Subscribe to the topics on which these speak; see `among.Circle`."""
+        if self._seal is not None:
+            self._seal.know(keys)
         self._transport.listen([peer_topic(self._fleet, name) for name in names])
+
+    def open(self, peer: str, data: bytes, to_all: bool) -> Message:
+        """Decode what a peer said; see `among.Circle`."""
+        return decode(data) if self._seal is None else self._seal.open(peer, data, to_all)
 
     def say(self, message: Message) -> None:
         """Publish on the topic on which this device speaks."""
-        self._transport.send(peer_topic(self._fleet, self.name), encode(message))
+        data = encode(message) if self._seal is None else self._seal.seal_for_all(message)
+        self._transport.send(peer_topic(self._fleet, self.name), data)
 
     def ask(self, peer: str, message: Message) -> None:
         """Publish on the topic on which that peer is asked."""
-        self._transport.send(ask_topic(self._fleet, peer, self.name), encode(message))
+        data = encode(message) if self._seal is None else self._seal.seal_for(peer, message)
+        self._transport.send(ask_topic(self._fleet, peer, self.name), data)
 
     def now_s(self) -> float:
         """Read the clock."""
@@ -347,8 +378,16 @@ class Agent:
     """A device on a transport: the loop that feeds it."""
 
     def __init__(
-        self, fleet: str, device: str, store: Store, trainer: ProcessTrainer, transport: Transport, hello: Hello
+        self,
+        fleet: str,
+        device: str,
+        store: Store,
+        trainer: ProcessTrainer,
+        transport: Transport,
+        hello: Hello,
+        seals: Seals | None = None,
     ) -> None:
+        """Make it; with `seals` nothing is said or taken without."""
         self._topics = up_topic(fleet, device), down_topic(fleet, device), ask_topic(fleet, device, "+")
         self._events: queue.Queue[Callable[[], None]] = queue.Queue(_MAX_QUEUE)
         self._transport, self._trainer = transport, trainer
@@ -356,9 +395,10 @@ class Agent:
         self._idle_rss_bytes = 0
         self._since: dict[str, Traffic] = {}
         self._fit = Fit()
-        circle = TopicCircle(fleet, device, transport, time.monotonic)
+        self._envelope: Envelope = Plain() if seals is None else seals.coordinator
+        circle = TopicCircle(fleet, device, transport, time.monotonic, None if seals is None else seals.peers)
         tuner = TopicTuner(fleet, transport)
-        self.device = Device(store, trainer, self._send, hello, self._figures, circle, tuner)
+        self.device = Device(store, trainer, self._send, hello, self._figures, circle, tuner, self._envelope)
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Serve until `stop()`; a store that cannot be written pauses the device, and is tried again."""
@@ -434,7 +474,7 @@ class Agent:
             self.device.start()
 
     def _send(self, message: Message) -> bool:
-        return self._transport.send(self._topics[0], encode(message))
+        return self._transport.send(self._topics[0], self._envelope.seal(message))
 
     def _figures(self, run: str) -> dict[str, float]:
         """Meter the agent; bytes on the socket count from the first task of `run` that this process saw."""

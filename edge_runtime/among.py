@@ -1,15 +1,16 @@
 """A device's part in a run among equals: carries out what its `PeersCore` decides."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from edge_runtime import peers
 from edge_runtime.errors import DecodeError
-from edge_runtime.message import Chunk, Message, Offer, Task, decode
+from edge_runtime.message import Chunk, Message, Offer, Task
 from edge_runtime.peers import Action, Ask, Learn, PeersCore, Remember, Say, SayChunks
 from edge_runtime.protocol import Talk
+from edge_runtime.seal import SealError, rare
 from edge_runtime.store import Store
 from edge_runtime.trainer_process import Outcome
 
@@ -22,8 +23,20 @@ class Circle(Protocol):
     name: str
     """This device's own."""
 
-    def join(self, names: Sequence[str]) -> None:
-        """Listen to what these say to all."""
+    def join(self, names: Sequence[str], keys: Mapping[str, bytes]) -> None:
+        """Listen to what these say to all; `keys`: of all peers that are heard, where they seal.
+
+        Raises:
+            DecodeError: one is no key, or there are none, and this device seals.
+        """
+        ...
+
+    def open(self, peer: str, data: bytes, to_all: bool) -> Message:
+        """Decode hostile bytes of a peer, said to all or to this device only.
+
+        Raises:
+            DecodeError: not a message, or not one by that peer.
+        """
         ...
 
     def say(self, message: Message) -> None:
@@ -68,7 +81,7 @@ class Among:
         self._store, self._circle, self._train, self._remember = store, circle, train, remember
         start = peers.decode_start(store.read(talk.task.down.digest), circle.name)
         self.core = PeersCore(talk.task.run, circle.name, start, talk.said)
-        circle.join(start.speakers(circle.name))
+        circle.join(start.speakers(circle.name), start.key_of())
 
     def begin(self) -> None:
         """Go on with the run."""
@@ -81,10 +94,12 @@ class Among:
     def receive(self, peer: str, data: bytes, to_all: bool) -> None:
         """Take hostile bytes from a peer, said to all or to this device only."""
         try:
-            message = decode(data)
+            message = self._circle.open(peer, data, to_all)
         except DecodeError as error:
-            self.core.counts["garbage"] += 1
-            log.warning("dropped a message of %d bytes from peer %r: %s", len(data), peer[:64], error)
+            reason = error.reason if isinstance(error, SealError) else "garbage"
+            self.core.counts[reason] += 1
+            if rare(self.core.counts[reason]):
+                log.warning("dropped from peer %r: %s (%d so far)", peer[:64], error, self.core.counts[reason])
             return
         self._carry_out(self.core.hear(peer, message) if to_all else self.core.asked(peer, message))
 

@@ -29,6 +29,7 @@ from typing import Any
 
 from edge_runtime.errors import ConfigError, DecodeError
 from edge_runtime.message import WINDOW, Blob, Chunk, Message, Need, Offer, Refuse, Status, check_name
+from edge_runtime.seal import POINT_BYTES
 from edge_runtime.topology import TOPOLOGIES, neighbours
 from edge_runtime.transfer import Incoming
 
@@ -54,6 +55,13 @@ class Start:
     """Of that draw."""
     max_bytes: int
     """Largest Up that is listened to."""
+    keys: tuple[str, ...] = ()
+    """Public keys of the peers, in their order, by which they seal (`seal.py`): compressed points in base64, an empty
+    text for one that is heard no more. Empty tuple: they do not seal."""
+
+    def key_of(self) -> dict[str, bytes]:
+        """Give the keys of the peers that are heard, by their names."""
+        return {peer: base64.b64decode(key) for peer, key in zip(self.peers, self.keys, strict=False) if key}
 
     def speakers(self, device: str) -> tuple[str, ...]:
         """List whom a device listens to in some round."""
@@ -66,7 +74,10 @@ class Start:
 
 def encode_start(start: Start) -> bytes:
     """Encode to JSON; the inverse of `decode_start`."""
-    return json.dumps(asdict(start), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    record = asdict(start)
+    if not start.keys:
+        del record["keys"]
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def decode_start(data: bytes, device: str) -> Start:
@@ -75,7 +86,9 @@ def decode_start(data: bytes, device: str) -> Start:
     Raises:
         DecodeError: malformed, out of bounds, or a run that the device has no part in.
     """
-    record = _object(data, "start", set(Start.__dataclass_fields__))
+    record = {"keys": [], **_object(data, "start")}
+    if set(record) != set(Start.__dataclass_fields__):
+        raise DecodeError("start: its fields are not those of one")
     names = record["peers"]
     if not isinstance(names, list) or not 0 < len(names) <= _MAX_PEERS or not all(type(n) is str for n in names):
         raise DecodeError(f"start: peers are not 1 to {_MAX_PEERS} names")
@@ -93,7 +106,21 @@ def decode_start(data: bytes, device: str) -> Start:
     deadline_s = record["deadline_s"]
     if type(deadline_s) not in (int, float) or not 0 < deadline_s < math.inf:
         raise DecodeError("start: deadline_s must be a number above 0")
-    return Start(**{**record, "peers": peers, "deadline_s": float(deadline_s)})
+    keys = _keys(record["keys"], len(peers))
+    return Start(**{**record, "peers": peers, "deadline_s": float(deadline_s), "keys": keys})
+
+
+def _keys(texts: Any, count: int) -> tuple[str, ...]:
+    if not isinstance(texts, list) or len(texts) not in (0, count):
+        raise DecodeError("start: there is not a key for each peer")
+    for text in texts:
+        try:
+            good = type(text) is str and len(base64.b64decode(text, validate=True)) in (0, POINT_BYTES)
+        except ValueError:
+            good = False
+        if not good:
+            raise DecodeError("start: a key is not that of a peer")
+    return tuple(texts)
 
 
 def pack(heard: Mapping[str, bytes]) -> bytes:
@@ -113,13 +140,13 @@ def unpack(data: bytes) -> dict[str, bytes]:
         raise DecodeError(f"heard: not base64: {error}") from error
 
 
-def _object(data: bytes, what: str, fields: set[str] | None = None) -> dict[str, Any]:
+def _object(data: bytes, what: str) -> dict[str, Any]:
     try:
         record = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise DecodeError(f"{what}: not JSON: {error}") from error
-    if not isinstance(record, dict) or (fields is not None and set(record) != fields):
-        raise DecodeError(f"{what}: its fields are not those of one")
+    if not isinstance(record, dict):
+        raise DecodeError(f"{what}: not an object")
     return record
 
 

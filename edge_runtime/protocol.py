@@ -158,6 +158,10 @@ class DeviceCore:
             return [Send(need)] if need else []
         return [Send(self._status())] if self.task else [Send(self._hello)]
 
+    def nudge(self) -> list[Action]:
+        """Say a word, so that a coordinator that does not know this device any more hears of it."""
+        return self._offer() or [Send(self._status() if self.task else self._hello)]
+
     def handle(self, message: Message) -> list[Action]:
         """Take a message from the coordinator; what is not for a device, or not now, gives no action."""
         match message:

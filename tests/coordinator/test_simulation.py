@@ -16,17 +16,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from edge_runtime import algorithm, wire
 from edge_runtime.agent import Device, TopicTuner, hear
 from edge_runtime.compression import codec
 from edge_runtime.coordinator import journal as journals
+from edge_runtime.coordinator.gate import Sealed
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import Run, RunConfig
 from edge_runtime.coordinator.serve import TopicPost
 from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.message import Chunk, Hello, decode, down_topic, encode, up_topic
 from edge_runtime.protocol import DeviceCore, Remember
+from edge_runtime.seal import DeviceSeal, Key, Plain, PublicKey
 from edge_runtime.setup import ModelCard, Setup
 from edge_runtime.store import MemoryStore
 from edge_runtime.trainer_process import Outcome
@@ -39,6 +43,17 @@ FAULTS = Faults(drop=0.15, duplicate=0.1, delay_s=1.5)
 LAYOUT = Layout(("w",), ((2,),))
 LONG = Layout(("w",), ((2500,),))
 """Its payloads are shared, and go in 20 chunks of 512 bytes: more than one window."""
+
+PAIRS = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("", *DEVICES)}
+KEYS = {name: Key(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())) for name, key in PAIRS.items()}
+PUBLIC = {name: PublicKey(key.public_key()) for name, key in PAIRS.items()}
+
+
+class Members:
+    """The devices, all enrolled."""
+
+    def key_of(self, device: str) -> bytes | None:
+        return PAIRS[device].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 @dataclass(frozen=True)
@@ -186,7 +201,7 @@ class Watched:
 
     def __init__(self, post: TopicPost, boundary: Callable[[], None], carried: "Counter[str]") -> None:
         self._post, self._boundary, self._carried = post, boundary, carried
-        self.room = post.room
+        self.room, self.greet = post.room, post.greet
 
     def send(self, device: str, message: Any) -> bool:
         self._boundary()
@@ -211,8 +226,9 @@ class World:
         journal: type[DiskOfMemory],
         buffer: int,
         layout: Layout = LAYOUT,
+        sealed: bool = False,
     ) -> None:
-        self.buffer, self.layout = buffer, layout
+        self.buffer, self.layout, self.sealed = buffer, layout, sealed
         self.carried: Counter[str] = Counter()
         """Bytes of messages by the kind of their topic, as sent."""
         self.random = random.Random(seed)
@@ -253,7 +269,8 @@ class World:
     def boot_coordinator(self) -> None:
         journal = self.journal_kind(self.disk)
         end = self.ends[""]
-        post = Watched(TopicPost("f", end), self.boundary, self.carried)
+        gate = Sealed("f", KEYS[""], Members()) if self.sealed else None
+        post = Watched(TopicPost("f", end, gate), self.boundary, self.carried)
         names = {"accept", "register", "open_round", "close_round", "close_versions", "assign", "set", "reject"}
         description = Setup("toy", {}, ModelCard("own:toy", self.layout), 1)
         config = RunConfig(rounds=ROUNDS, devices=3, evaluate=False, chunk_bytes=512)
@@ -262,7 +279,7 @@ class World:
             run.plan("run", journal.next_epoch()), asynchronous=bool(self.buffer), buffer=max(1, self.buffer)
         )
         fragile: Any = Fragile(journal, names, self.boundary)
-        coordinator = Coordinator(plan, run, fragile, post)
+        coordinator = Coordinator(plan, run, fragile, post, gate)
         self.coordinator = coordinator
         birth = self.births[""]
 
@@ -284,16 +301,19 @@ class World:
         end = self.ends[name]
         birth = self.births[name]
 
+        seal = DeviceSeal("f", name, KEYS[name], PUBLIC[""]) if self.sealed else Plain()
+
         def send(message: Any) -> bool:
             self.boundary()
-            return end.send(up_topic("f", name), encode(message))
+            return end.send(up_topic("f", name), seal.seal(message))
 
         def train(task: Any) -> None:
             self.bus.later(self.random.uniform(0.1, 2.0), lambda: self.finish(name, birth, task))
 
         fragile: Any = Fragile(self.stores[name], {"remember", "check", "put"}, self.boundary)
         trainer: Any = SimpleNamespace(start=train)
-        device = Device(fragile, trainer, send, Hello(f"{name}{birth}"), lambda run: {}, tuner=TopicTuner("f", end))
+        hello, tuner = Hello(f"{name}{birth}"), TopicTuner("f", end)
+        device = Device(fragile, trainer, send, hello, lambda run: {}, tuner=tuner, envelope=seal)
         device.core = self.core_kind(fragile.load(), fragile.held(), Hello(f"{name}{birth}"))
         self.devices[name] = device
         own = down_topic("f", name)
@@ -371,6 +391,16 @@ PART = 1000
 def test_every_seed_ends_in_the_state_of_the_undisturbed_run(start: int, undisturbed: tuple[float, ...]) -> None:
     wrong = [seed for seed in range(start, min(start + PART, SEEDS)) if play(seed) != undisturbed]
     assert not wrong, f"{len(wrong)} seeds ended in another state; repeat one with SIM_SEED={wrong[0]}"
+
+
+@pytest.mark.sim
+def test_sealed_messages_end_in_the_same_state_though_what_overtakes_another_is_not_taken(
+    undisturbed: tuple[float, ...],
+) -> None:
+    seeds = range(min(SEEDS, PART) // 5)
+    worlds = [World(seed, FAULTS, 0.02, DeviceCore, DiskOfMemory, 0, sealed=True) for seed in seeds]
+    assert not [seed for seed, world in enumerate(worlds) if world.run() != undisturbed]
+    assert sum(sum(world.births.values()) for world in worlds) > len(worlds)
 
 
 @pytest.fixture(scope="module")
