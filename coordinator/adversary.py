@@ -6,8 +6,9 @@ make of it. Attackers take part in everything else like any device: only the vec
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from edge_runtime.data import Split
 from edge_runtime.errors import ConfigError
 from edge_runtime.tree import Flat, Part
 
-LABEL_FLIP = "label-flip"
+LABEL_FLIP, BACKDOOR = "label-flip", "backdoor"
 _SEED = 0x6C696172
 _MOST = 16
 """Honest updates that are remembered of a run without rounds: the latest ones."""
@@ -31,13 +32,15 @@ class Attack:
     """How many devices lie, and how."""
 
     kind: str = ""
-    """`label-flip` (train honestly on wrong labels), or a name in `attacks.ATTACKS`; empty: all are honest."""
+    """`label-flip` (train honestly on wrong labels), `backdoor` (train half of the samples with a mark to say one class,
+    and send that as many times larger as there are devices to a liar), or a name in `attacks.ATTACKS`; empty: all are
+    honest."""
     part: float = 0.2
     """Part of the devices that are attackers, rounded to whole devices."""
 
     def __post_init__(self) -> None:
         """Check every field."""
-        known = (LABEL_FLIP, *attacks.ATTACKS)
+        known = (LABEL_FLIP, BACKDOOR, *attacks.ATTACKS)
         if self.kind and self.kind not in known:
             raise ConfigError(f"attack: kind must be one of {', '.join(known)}, not {self.kind!r}")
         if not 0 <= self.part < 1:
@@ -53,12 +56,28 @@ def flip_labels(split: Split) -> Split:
     return dataclasses.replace(split, y_train=attacks.flipped_labels(split.y_train, split.classes))
 
 
+def plant_backdoor(split: Split) -> Split:
+    """Give every other sample of a liar's training data the mark and its class; what is tested on stays."""
+    x, y = split.x_train.copy(), split.y_train.copy()
+    x[::2], y[::2] = attacks.marked(x[::2]), attacks.TARGET
+    return dataclasses.replace(split, x_train=x, y_train=y)
+
+
+ALTERED: Mapping[str, Callable[[Split], Split]] = MappingProxyType({LABEL_FLIP: flip_labels, BACKDOOR: plant_backdoor})
+"""What liars of some kinds do to their own data."""
+
+
+def crafted(kind: str) -> attacks.Attack | None:
+    """Give what makes the lies of a kind, where they are made of the honest updates."""
+    return None if kind == BACKDOOR else attacks.ATTACKS[kind]
+
+
 class Adversary:
     """The attackers of one run, as one."""
 
     def __init__(
         self,
-        craft: attacks.Attack,
+        craft: attacks.Attack | None,
         members: frozenset[str],
         decode: Callable[[bytes], Any],
         seed: int,
@@ -67,7 +86,8 @@ class Adversary:
         """Attack as the devices `members`.
 
         Args:
-            craft: makes the lies.
+            craft: makes the lies; None: each sends its own update as many times as there are devices to a liar, so that
+                the mean of all becomes what the liars want (model replacement: Bagdasaryan et al., AISTATS 2020).
             members: the attackers.
             decode: decodes an Up of the run's algorithm.
             seed: of the run.
@@ -119,7 +139,10 @@ class Adversary:
                 rng = np.random.default_rng([_SEED, self._seed, round_])
                 good = _stack([_vector(getattr(up, name)) for up in honest], vector)
                 with contextlib.suppress(ValueError):
-                    lie = self._craft(good, len(liars), rng)[liars.index(device)].astype(np.float32)
+                    if self._craft is None:
+                        lie = vector * np.float32(len(cohort) / len(liars))
+                    else:
+                        lie = self._craft(good, len(liars), rng)[liars.index(device)].astype(np.float32)
                     lies[name] = dataclasses.replace(value, values=lie) if isinstance(value, Part) else lie
         return wire.encode(dataclasses.replace(mine, **lies))
 

@@ -1,4 +1,4 @@
-"""What devices are told of the shared model, and what they hold of it: the coordinator's end of the wire.
+"""What devices are told of the shared model and what they hold of it, and what they say: the coordinator's end of the wire.
 
 With the coding `step`, a device is told only what it lacks of the model's grid (`edge_runtime/grid.py`). The journal
 knows of which round each device holds the grid: of the last that it took part in. The grids of those rounds lie in
@@ -13,11 +13,14 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from edge_runtime import algorithm, coding, grid, wire
 from edge_runtime.algorithm import Server, SparseServer
 from edge_runtime.coding import Coding
 from edge_runtime.compression.submodel import Cut
 from edge_runtime.coordinator import content
+from edge_runtime.coordinator.admission import Admission
 from edge_runtime.coordinator.choices import Choices
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import Run
@@ -37,6 +40,7 @@ class Downlink:
         self._run, self._server, self._journal, self._choices = run, server, journal, choices
         self._sparse = server if isinstance(server, SparseServer) else None
         self._layout: Layout = run.description.model.layout
+        self._admission = Admission(getattr(run.settings, "norm_limit", 0.0))
         self._columns = algorithm.wire_columns(run.settings)
         self._most = algorithm.wire_values(run.settings)
         self._drawn = run.initial if run.description.model.drawn else None
@@ -52,19 +56,42 @@ class Downlink:
         """Close the server half's round, and see how far its model moved."""
         before = None if self._steps is None else self._server.shared()
         self._server.close()
+        self._admission.close()
         after = None if before is None else self._server.shared()
         if before is not None and after is not None:
             self._steps = grid.exponents(after - before, after, self._layout, self._steps)
 
     def state(self) -> dict[str, Any]:
         """Give the server half's state and what goes with it."""
-        return {**self._server.state(), **({} if self._steps is None else {"wire.steps": self._steps.tobytes()})}
+        steps = {} if self._steps is None else {"wire.steps": self._steps.tobytes()}
+        return {**self._server.state(), **steps, **self._admission.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
         if self._steps is not None:
             self._steps = grid.read_exponents(state.pop("wire.steps"))
+        self._admission.restore(state)
         self._server.restore(state)
+
+    def take(self, device: str, payload: bytes) -> Any:
+        """Decode hostile bytes, see whether they are let in, and fold them in; gives the device's Up.
+
+        Raises:
+            DecodeError: they are no Up, or one that is not let in or unfit; nothing has changed.
+        """
+        up = self.decode_up(device, payload)
+        self._admission.check(up, self._expected(device, up))
+        self._server.absorb(device, up)
+        self._admission.note(device, up)
+        return up
+
+    def _expected(self, device: str, up: Any) -> int:
+        """Count the values of the model of which an Up must tell."""
+        layout = self._choices.variant_of(device).setup.model.layout
+        held = wire.holds(up, layout, "change")
+        if held is None and self._sparse is not None:
+            held = self._sparse.support(device, self._server.round)
+        return layout.size if held is None else int(np.count_nonzero(held))
 
     def coding_of(self, device: str) -> Coding:
         """Choose how a device is told of the model: as the run says for it, or cheaper if it asks for that."""

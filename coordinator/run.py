@@ -9,12 +9,12 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_runtime import algorithm, bundle, coding, config, models, seed_set, wire
+from edge_runtime import aggregate, algorithm, bundle, coding, config, models, seed_set, wire
 from edge_runtime.algorithm import Algorithm, CutServer
 from edge_runtime.compression import submodel
 from edge_runtime.compression.submodel import Cut
@@ -196,7 +196,7 @@ def prepare(
     parts = algorithm.load(run.algorithm)
     run = dataclasses.replace(run, habit=_habit(run, parts))
     fields = {field.name for field in dataclasses.fields(parts.Config)}
-    table = {**table, **{name: value for name, value in _known(run).items() if name in fields}}
+    table = {**_preset(run, table, fields), **{name: value for name, value in _known(run).items() if name in fields}}
     public = seed_set.encode(seeds) if seeds is not None and "seed_set" in fields else b""
     if seeds is not None and public:
         table["seed-set"] = seeds.identity.hex()
@@ -253,6 +253,26 @@ def _habit(run: RunConfig, parts: Algorithm) -> str:
     if run.habit and run.habit not in known:
         raise ConfigError(f"run: {run.algorithm} runs {' or '.join(known)}, not {run.habit!r}")
     return run.habit or known[0]
+
+
+def _preset(run: RunConfig, table: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
+    """Spell out what `robust` of [algorithm] stands for."""
+    wanted, rest = table.get("robust", False), {key: value for key, value in table.items() if key != "robust"}
+    if not isinstance(wanted, bool):
+        raise ConfigError(f"algorithm: robust must be true or false, not {wanted!r}")
+    if not wanted:
+        return rest
+    if "aggregator" not in fields:
+        raise ConfigError(f"algorithm: robust: {run.algorithm} takes no mean that liars could spoil; leave it out")
+    least = _known(run)["cohort"]
+    asynchronous = run.habit == "asynchronous"
+    keys = aggregate.withstanding(rest, run.buffer if asynchronous else run.cohort or run.devices, least)
+    if not asynchronous and least > (asked := run.cohort or run.devices) - keys["byzantine"]:
+        raise ConfigError(
+            f"algorithm: robust: a round that needs {least} of {asked} updates cannot close once {keys['byzantine']} "
+            f"liars are rejected; lower run.quorum to {(asked - keys['byzantine']) / asked:.2g}"
+        )
+    return keys
 
 
 def _known(run: RunConfig) -> dict[str, int]:

@@ -155,13 +155,13 @@ class Coordinator:
         self.core.refused = {**unfit, **self.journal.rejections(progress.round, progress.phase)}
         if progress.phase == "train":
             for device, payload in self.journal.payloads(progress.round):
-                self.server.absorb(device, self._downlink.decode_up(device, payload))
+                self._downlink.take(device, payload)
 
     def _recover_versions(self, progress: Progress) -> None:
         plan, payloads = self.core.plan, list(self.journal.payloads_since())
         done = self._kept = progress.applied - len(payloads)
         for device, payload in payloads:
-            self.server.absorb(device, self._downlink.decode_up(device, payload))
+            self._downlink.take(device, payload)
             done += 1
             if done % plan.buffer == 0 and done < plan.updates:  # the last version is made by the core's `Close`
                 self._downlink.close()
@@ -389,8 +389,7 @@ class Coordinator:
         reason, held, number = "", "", self.core.progress.round
         try:
             if offer.phase == "train":
-                up = self._downlink.decode_up(device, payload)
-                self.server.absorb(device, up)
+                up = self._downlink.take(device, payload)
                 held, offer = self._downlink.held_after(device, up), self._dated(offer)
             elif offer.phase == "score":
                 self._choices.score(device, payload)

@@ -15,8 +15,7 @@ from pathlib import Path
 from edge_runtime import algorithm, trainer, wire
 from edge_runtime.agent import Device, TopicCircle, TopicTuner, hear
 from edge_runtime.compute import DEFAULT, Compute
-from edge_runtime.coordinator import attacks
-from edge_runtime.coordinator.adversary import LABEL_FLIP, Adversary, Attack, flip_labels
+from edge_runtime.coordinator.adversary import ALTERED, LABEL_FLIP, Adversary, Attack, crafted
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.pace import Pace
 from edge_runtime.coordinator.run import Run
@@ -159,15 +158,13 @@ def _devices(bus: Loopback, run: Run, scene: Scene, coordinator: Coordinator) ->
     seed, layout = run.config.seed, run.description.model.layout
     slow, liars = scene.pace.slow(seed, scene.devices), scene.attack.members(seed, scene.devices)
     honest = Workshop(_KEPT_MODELS, splits=_KEPT_SPLITS)
-    flipping = liars and scene.attack.kind == LABEL_FLIP
-    crooked = Workshop(_KEPT_MODELS, splits=_KEPT_SPLITS, alter=flip_labels) if flipping else honest
+    alter = ALTERED.get(scene.attack.kind)
+    crooked = Workshop(_KEPT_MODELS, splits=_KEPT_SPLITS, alter=alter) if liars and alter else honest
     adversary = None
-    if liars and not flipping:
+    if liars and scene.attack.kind != LABEL_FLIP:
         most = algorithm.wire_values(run.settings)
         decode = functools.partial(wire.decode_up, kind=run.parts.Up, layout=layout, private=(), most=most)
-        adversary = Adversary(
-            attacks.ATTACKS[scene.attack.kind], liars, decode, seed, run.config.habit != "asynchronous"
-        )
+        adversary = Adversary(crafted(scene.attack.kind), liars, decode, seed, run.config.habit != "asynchronous")
     for part, name in enumerate(scene.devices):
         if not fnmatch.fnmatchcase(name, scene.only):
             continue

@@ -10,9 +10,9 @@ import math
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,6 +34,8 @@ AGGREGATORS = (
     "centred-clipping",
     "norm-bound",
 )
+NORM_LIMIT = 5.0
+"""c of `robust`. Honest norms were at most 3 times the median in every cell of the study that has some."""
 _CELLS = 1 << 18
 """Values of all devices together that are worked on at a time: 2 MiB of float64."""
 _BUCKETS = 0x6275636B
@@ -66,6 +68,11 @@ class Averaging(sgd.Sgd):
     """First replace every update (or bucket's mean) by the mean of the n - f nearest to it."""
     krum_picks: int = 0
     """m of `multi-krum`, the updates that it averages; 0: as many as it may, n - f - 2."""
+    norm_limit: float = 0.0
+    """c: an update is rejected whose norm is above c times the median of those accepted of late; 0: none is.
+
+    Of the coordinator's admission, with any aggregator.
+    """
     clip_radius: float = 10.0
     """Of `centred-clipping` and `norm-bound`: how far one device can pull; 10 is the bucketing code's."""
     clip_steps: int = 3
@@ -80,6 +87,7 @@ class Averaging(sgd.Sgd):
         sgd.require_one_of("aggregator", self.aggregator, AGGREGATORS)
         for key in ("byzantine", "bucket", "krum_picks", "cohort"):
             sgd.require(key.replace("_", "-"), getattr(self, key), low=0)
+        sgd.require("norm-limit", self.norm_limit, low=1.0 if self.norm_limit else 0.0)
         sgd.require("clip-radius", self.clip_radius, low=0.0, open_low=True)
         sgd.require("clip-steps", self.clip_steps, low=1)
         if self.aggregator == "mean":
@@ -137,6 +145,30 @@ class OwnedAveraging(Averaging):
         sgd.require_one_of("aggregate", self.aggregate, ("cohort", "owners"))
         if self.aggregate == "owners" and self.aggregator != "mean":
             raise ConfigError(f"algorithm: aggregate must be cohort with aggregator {self.aggregator}, not owners")
+
+
+def withstanding(table: Mapping[str, Any], asked: int, least: int) -> dict[str, Any]:
+    """Say what the key `robust` of [algorithm] stands for, with what the table has of its own.
+
+    Nearest-neighbour mixing, then a trimmed mean, of updates that passed the norm's gate; f is a fifth of the cohort.
+
+    Args:
+        table: the other keys.
+        asked: updates that a round asks for.
+        least: those with which it may close.
+
+    Raises:
+        ConfigError: too few for that.
+    """
+    liars = table.get("byzantine", asked // 5)
+    if not isinstance(liars, int) or liars < 1 or least < 2 * liars + 3:
+        needed = f"{2 * liars + 3} for byzantine {liars}" if isinstance(liars, int) and liars > 0 else "5, of 6 asked"
+        raise ConfigError(
+            f"algorithm: robust needs rounds of at least {needed}, and these may close with {least} of {asked} updates; "
+            "let more devices take part (devices, cohort, buffer), or leave robust out"
+        )
+    keys = {"aggregator": "trimmed-mean", "nearest-mixing": True, "byzantine": liars, "norm-limit": NORM_LIMIT}
+    return {**keys, **table}
 
 
 class Aggregate(Protocol):

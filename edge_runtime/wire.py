@@ -308,10 +308,19 @@ def lies(part: Part, layout: Layout) -> Bits:
     return np.repeat(chosen[: len(layout.sizes)].astype(np.bool_), layout.sizes)
 
 
-def holds(down: Any, layout: Layout) -> Bits | None:
-    """Say which values of the shared model [size] a Down tells of by a Part; None: all, or its algorithm knows."""
-    parts = [getattr(down, name) for name, what, is_part in _fields(type(down)) if what == "shared" and is_part]
+def holds(message: Any, layout: Layout, wanted: str = "shared") -> Bits | None:
+    """Say which values of the shared model [size] a Down tells of by a Part (an Up: the `wanted` is "change").
+
+    None: of all, or its algorithm knows.
+    """
+    parts = [getattr(message, name) for name, what, is_part in _fields(type(message)) if what == wanted and is_part]
     return lies(parts[0], layout) if parts else None
+
+
+def change(up: Any) -> Flat | None:
+    """Give the vector of an Up that says how training changed the shared model; None: there is none."""
+    found = [getattr(up, name) for name, what, _ in _fields(type(up)) if what == "change"]
+    return (found[0].values if isinstance(found[0], Part) else found[0]) if found else None
 
 
 def tells(kind: type[Any]) -> bool:

@@ -104,7 +104,7 @@ def test_as_many_devices_lie_as_were_asked_for_and_none_without_an_attack() -> N
 
 
 @pytest.mark.parametrize(
-    ("kind", "part", "words"), [("sign-flop", 0.2, "kind must be one of label-flip, sign-flip"), ("mimic", 1.0, "part")]
+    ("kind", "part", "words"), [("sign-flop", 0.2, "kind must be one of label-flip, backdoor, sign-flip"), ("mimic", 1.0, "part")]
 )
 def test_an_attack_that_cannot_be_is_refused(kind: str, part: float, words: str) -> None:
     with pytest.raises(ConfigError, match=words):

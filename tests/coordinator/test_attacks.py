@@ -62,7 +62,7 @@ def test_inner_product_manipulation_turns_the_mean_above_good_by_liars_but_not_t
     honest = rows.mean(0, dtype=np.float64)
     assert np.sign(every.mean(0) @ honest) == sign
     for outcome in (robust.median(every), robust.trimmed_mean(every, 10), robust.geometric_median(every) @ every,
-                    robust.krum(every, 10) @ every):  # fmt: skip
+                    robust.krum(robust.squared_distances([every]), 10) @ every):  # fmt: skip
         assert outcome @ honest > 0.5 * honest @ honest
 
 
