@@ -142,7 +142,9 @@ class GuardedBroker(Broker):  # type: ignore[misc]
     ) -> asyncio.Server:
         serve = partial(self.stream_connected, listener_name=listener_name)
         deadline_s = CONNECT_S if ssl_context else None  # asyncio would wait a minute for a silent client
-        return await asyncio.start_server(serve, address, port, ssl=ssl_context, ssl_handshake_timeout=deadline_s)
+        return await asyncio.start_server(
+            serve, address, port, reuse_address=True, ssl=ssl_context, ssl_handshake_timeout=deadline_s
+        )
 
     async def watch(self) -> None:
         """Keep to the fleet as it is: hang up on who is revoked. Never returns."""

@@ -114,7 +114,7 @@ class Fleet:
             if path.exists():
                 self._revoke(_certificate(path))
             key, certificate = self.issue(name, days, ExtendedKeyUsageOID.CLIENT_AUTH, ())
-            write_atomic(path, _pem(certificate))
+            write_atomic(path, pem(certificate))
         files = self.identity_of(name, key, certificate)
         return identity.pack({**files, identity.COORDINATOR: (self.coordinator / identity.CERTIFICATE).read_bytes()})
 
@@ -178,7 +178,7 @@ class Fleet:
         hosts = list(dict.fromkeys([*hosts, "localhost", "127.0.0.1", "::1"]))
         key, certificate = self.issue(BROKER, _AUTHORITY_DAYS // 2, ExtendedKeyUsageOID.SERVER_AUTH, hosts)
         write_atomic(self.broker / identity.KEY, key, mode=0o600)
-        write_atomic(self.broker / identity.CERTIFICATE, _pem(certificate))
+        write_atomic(self.broker / identity.CERTIFICATE, pem(certificate))
         write_atomic(self.broker / identity.AUTHORITY, self._authority().read_bytes())
 
     def _state(self, certificate: x509.Certificate) -> str:
@@ -198,7 +198,7 @@ class Fleet:
         return {
             identity.SETTINGS: identity.settings_text(self.name, name, self.host, self.port, issued_s).encode(),
             identity.KEY: key,
-            identity.CERTIFICATE: _pem(certificate),
+            identity.CERTIFICATE: pem(certificate),
             identity.AUTHORITY: self._authority().read_bytes(),
         }
 
@@ -273,7 +273,7 @@ def create(folder: Path, name: str, hosts: Sequence[str], port: int = PORT) -> F
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     certificate = builder.add_extension(_usage(authority=True), critical=True).sign(key, hashes.SHA256())
     write_atomic(folder / "authority" / "ca.key", _private(key), mode=0o600)
-    write_atomic(folder / "authority" / "ca.pem", _pem(certificate))
+    write_atomic(folder / "authority" / "ca.pem", pem(certificate))
     return _complete(folder, f'name = "{name}"\nhost = "{host}"\nport = {port}\n', hosts)
 
 
@@ -336,7 +336,8 @@ def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def _pem(certificate: x509.Certificate) -> bytes:
+def pem(certificate: x509.Certificate) -> bytes:
+    """Write a certificate as PEM."""
     return certificate.public_bytes(Encoding.PEM)
 
 

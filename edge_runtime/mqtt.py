@@ -199,6 +199,20 @@ class Mqtt:
                 self.error = LinkError(self._trouble)
             self._up = False
             self._started.set()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Part from paho's client: held in a circle with us, it would leave sockets of its own open for a while."""
+        for name in (
+            "connect",
+            "subscribe",
+            "disconnect",
+            "message",
+            "publish",
+            "socket_open",
+            "socket_register_write",
+        ):
+            setattr(self._client, f"on_{name}", None)
 
     def _keep_connected(self) -> None:
         attempts = takeovers = 0

@@ -362,7 +362,7 @@ def test_a_port_where_nothing_listens_is_one_line_that_says_what_to_do(connect: 
 
 
 def test_an_unknown_host_is_said_to_be_unknown() -> None:
-    mqtt = Mqtt(Link("no-such-host.invalid", 1883, "device"))
+    mqtt = Mqtt(Link("no-such-host.invalid", 1883, "device", insecure=True))
     with pytest.raises(LinkError, match=r"no-such-host\.invalid:1883 \(unknown host\)"):
         mqtt.start(["t"], lambda topic, payload: None, lambda up: None)
 

@@ -80,8 +80,9 @@ def test_a_port_in_use_is_one_line_that_says_what_to_do(kind: str, tmp_path: Pat
     ("settings", "message"),
     [
         ({"kind": "mosquito"}, "--broker: unknown kind 'mosquito'; did you mean 'mosquitto'?"),
-        ({"host": "0.0.0.0"}, "a broker on 0.0.0.0 needs users and passwords"),
-        ({"host": "no-such-host.invalid", "users": {"a": "b"}}, "no broker can listen on no-such-host.invalid:0"),
+        ({"host": "0.0.0.0"}, "a broker on 0.0.0.0 would speak in clear"),
+        ({"host": "0.0.0.0", "users": {"a": "b"}}, "a broker on 0.0.0.0 would speak in clear"),
+        ({"host": "no-such-host.invalid", "insecure": True}, "no broker can listen on no-such-host.invalid:0"),
         ({"port": 70_000}, "no broker can listen on 127.0.0.1:70000"),
         ({"users": {"a:b": "c"}}, "user name 'a:b'"),
     ],

@@ -294,7 +294,7 @@ def test_one_connection_too_many_is_closed_at_once(monkeypatch: pytest.MonkeyPat
     assert guarded == (b"closed", CONNACK)
 
 
-def test_on_any_address_but_loopback_it_wants_passwords() -> None:
+def test_on_any_address_but_loopback_it_wants_a_fleet() -> None:
     command = [sys.executable, "-m", "edge_runtime.coordinator.embedded", "--host", "0.0.0.0", "--port", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "a broker on 0.0.0.0 needs --passwords\n")
+    assert (done.returncode, done.stderr) == (2, "a broker on 0.0.0.0 needs --fleet-folder, or --insecure\n")
