@@ -11,13 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_runtime import fixed, wire
+from edge_runtime import config, fixed, wire
 from edge_runtime.algorithms import fedavg
-from edge_runtime.coordinator import privacy
+from edge_runtime.coordinator import privacy, report
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.privacy import Private, gaussians
 from edge_runtime.coordinator.run import Run, RunConfig, prepare
 from edge_runtime.coordinator.server import Coordinator
+from edge_runtime.coordinator.session import in_memory
+from edge_runtime.coordinator.simulate import Scene
+from edge_runtime.coordinator.summary import summary_table
+from edge_runtime.data import DataConfig, device_names
 from edge_runtime.errors import ConfigError, DecodeError
 from edge_runtime.message import Blob, Chunk, Hello, Offer
 
@@ -313,6 +317,21 @@ def test_without_noise_or_without_an_accountant_no_epsilon_is_told(monkeypatch: 
     monkeypatch.setattr(privacy, "_accounting", missing)
     assert "no epsilon: the accountant is not installed" in privacy.statement(Asked(), Notes(), every(3, 3))
     assert privacy.statement(Asked(privacy_clip=0.0), Notes(), every(3, 3)) == ""
+
+
+def test_a_whole_run_tells_in_its_report_what_it_has_promised(tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting")
+    few = DataConfig(labels_per_class=2)
+    names = device_names(few)[:3]
+    asked = {"rounds": 2, "devices": 3, "privacy_clip": 0.5, "privacy_noise": 2.0}
+    run = prepare(RunConfig(algorithm="fedspa", model="watch-mlp", **asked), {"local-steps": 1})  # type: ignore[arg-type]
+    outcome = in_memory(run, Scene(few, names, config.cache_folder()), tmp_path, lambda coordinator: None)
+    assert outcome.privacy.startswith("privacy: epsilon ")
+    assert "over 2 rounds" in outcome.privacy
+    info = report.RunInfo(outcome.run_id, "fedspa", 2, "watch-mlp", 1, 0, {}, privacy=outcome.privacy)
+    made = report.build(info, outcome.rows)
+    assert made["privacy"] == outcome.privacy
+    assert outcome.privacy in str(summary_table(made).caption)
 
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "fedspa", "ditto", "quped", "ffgg", "fedbuff", "persafl"])
