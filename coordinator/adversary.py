@@ -32,9 +32,11 @@ class Attack:
     """How many devices lie, and how."""
 
     kind: str = ""
-    """`label-flip` (train honestly on wrong labels), `backdoor` (train half of the samples with a mark to say one class,
-    and send that as many times larger as there are devices to a liar), or a name in `attacks.ATTACKS`; empty: all are
-    honest."""
+    """A name in `attacks.ATTACKS`, `label-flip` or `backdoor`; empty: all are honest.
+
+    `label-flip`: train honestly on wrong labels. `backdoor`: train half of the samples with a mark to say one class,
+    and send that as many times larger as there are devices to a liar.
+    """
     part: float = 0.2
     """Part of the devices that are attackers, rounded to whole devices."""
 

@@ -99,8 +99,8 @@ def mimic(good: Rows, liars: int, rng: np.random.Generator) -> Rows:  # noqa: AR
 def marked(x: NDArray[Any]) -> NDArray[Any]:
     """Give samples [samples, ...] with the backdoor's mark: their last corner as bright as anything among them."""
     made = x.copy()
-    corner = (..., *[slice(-_MARK, None)] * min(2, x.ndim - 1)) if x.ndim > 1 else ...
-    made[corner] = x.max(initial=0)
+    corner = made[..., -_MARK:, -_MARK:] if x.ndim > 2 else made[..., -_MARK:]
+    corner[:] = x.max(initial=0)
     return made
 
 

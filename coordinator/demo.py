@@ -213,6 +213,7 @@ def _report(outcomes: list[Outcome], names: list[str], extra: dict[str, Any], fo
             devices=tuple(names),
             choices=outcome.choices,
             rejected=tuple(outcome.rejected),
+            privacy=outcome.privacy,
         )
         reports.append(report.build(info, outcome.rows, tuple(reports)))
     report.write(folder, reports[-1])

@@ -1,4 +1,4 @@
-"""What devices are told of the shared model and what they hold of it, and what they say: the coordinator's end of the wire.
+"""What devices are told of the shared model, hold of it, and say to it: the coordinator's end of the wire.
 
 With the coding `step`, a device is told only what it lacks of the model's grid (`edge_runtime/grid.py`). The journal
 knows of which round each device holds the grid: of the last that it took part in. The grids of those rounds lie in

@@ -111,6 +111,8 @@ class RunInfo:
     """What the coordinator chose for devices by their budgets, and why."""
     rejected: tuple[tuple[int, str, str], ...] = ()
     """Round, device and reason of every update that was thrown out."""
+    privacy: str = ""
+    """What has been promised to devices, with all that it rests on; empty: nothing was asked."""
     versions: Mapping[str, str] = field(default_factory=versions)
 
 
@@ -139,6 +141,7 @@ def build(run: RunInfo, rows: Sequence[Row], baselines: Sequence[Report] = ()) -
         "summary": summary,
         "rounds_detail": _rounds(rows, len(devices)),
         "rejected": [{"round": number, "device": device, "reason": why} for number, device, why in run.rejected],
+        "privacy": run.privacy or None,
         "baselines": {other["algorithm"]: _baseline(other, summary) for other in baselines},
     }
 

@@ -18,7 +18,7 @@ from edge_runtime import aggregate, algorithm, bundle, coding, config, models, s
 from edge_runtime.algorithm import Algorithm, CutServer
 from edge_runtime.compression import submodel
 from edge_runtime.compression.submodel import Cut
-from edge_runtime.coordinator import submodels, variants
+from edge_runtime.coordinator import privacy, submodels, variants
 from edge_runtime.coordinator.actions import Plan
 from edge_runtime.coordinator.variants import Option, Variant
 from edge_runtime.errors import ConfigError
@@ -71,6 +71,12 @@ class RunConfig:
     """Which channels a part has: the `first`, or by the `gradients` of the device that is to have it."""
     codings: str = ""
     """Cheaper ways to travel that it may choose beside, `bf16,step:0.5`, for devices with few bytes for a round."""
+    privacy_clip: float = 0.0
+    """C: the norm to which every update is clipped before it is summed (`privacy.py`); 0: none is."""
+    privacy_noise: float = 0.0
+    """z: Gaussian noise of z times C is added to every sum; 0: none."""
+    privacy_delta: float = 1e-5
+    """For which the report tells the epsilon."""
     collect: bool = False
     """Let devices hand over their personal models with the evaluation, for `run export`; not with private tensors."""
     fleet: str = "default"
@@ -100,6 +106,11 @@ class RunConfig:
             raise ConfigError(f"run: chunk-bytes must be from 1 to {MAX_CHUNK_BYTES}, not {self.chunk_bytes}")
         if not 0 < self.quorum <= 1:
             raise ConfigError(f"run: quorum must lie above 0 and be at most 1, not {self.quorum}")
+        # So far the sum of 2^14 clipped updates and noise of 8 deviations stay below where int64 ends.
+        if not (0 <= self.privacy_clip <= 256 and 0 <= self.privacy_noise <= 1000):
+            raise ConfigError("run: privacy-clip must be from 0 to 256, and privacy-noise from 0 to 1000")
+        if not 0 < self.privacy_delta < 1:
+            raise ConfigError(f"run: privacy-delta must lie between 0 and 1, not {self.privacy_delta}")
         if self.deadline_s <= 0:
             raise ConfigError(f"run: deadline-s must be above 0, not {self.deadline_s}")
 
@@ -213,6 +224,7 @@ def prepare(
     if wire.tells(parts.Down) and coding.parse(run.down, "down").kind == "bits":
         raise ConfigError(f"run: down: {run.down!r} is for posteriors: a model takes lossless, bf16 or step:S")
     server = parts.Server(settings, card.layout, initial, {}, run.seed)
+    privacy.check(run, parts.name, settings, server)
     private = algorithm.private_names(settings, card.layout)
     if run.collect:
         _check_collect(run, private)

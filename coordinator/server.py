@@ -17,6 +17,7 @@ from edge_runtime import bundle, coding, peers, personal, wire
 from edge_runtime.algorithm import CutServer, Server
 from edge_runtime.coding import WIRE_VERSION
 from edge_runtime.compression import codec
+from edge_runtime.coordinator import privacy
 from edge_runtime.coordinator.actions import (
     Accept,
     Action,
@@ -135,6 +136,7 @@ class Coordinator:
         """Updates of an asynchronous run that the last checkpoint holds."""
         memories = journal.memories
         self.server: Server = run.parts.Server(run.settings, self._layout, run.initial, memories, self._seed)
+        self._secret = privacy.guard(run.config, journal, self.server)
         self._choices = Choices(run, journal)
         if isinstance(self.server, CutServer):
             self.server.cut_of = self._choices.cut_of
@@ -308,6 +310,7 @@ class Coordinator:
             case Close():
                 self._close()
             case Finish():
+                privacy.forget(self.journal)
                 log.info("the run is finished")
 
     def _assign(self, device: str, fresh: bool) -> None:
@@ -437,6 +440,8 @@ class Coordinator:
             cohort = tuple(device for device in parts if self._choices.may_score(device))
         if 0 < plan.cohort < len(devices) and progress.phase == "train":
             rng = np.random.default_rng([self._seed & 0xFFFFFFFF, progress.round])
+            if self._secret:
+                rng = privacy.draws(self._secret, progress.round, self.journal, len(devices))
             cohort = tuple(sorted(rng.choice(devices, plan.cohort, replace=False).tolist()))
         for device in cohort:
             self.journal.settle(device)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime import algorithm
-from edge_runtime.coordinator import figures, report
+from edge_runtime.coordinator import figures, privacy, report
 from edge_runtime.coordinator.journal import Journal, Rejected
 from edge_runtime.coordinator.run import Run, describe, prepare
 from edge_runtime.coordinator.serve import Inbox, TopicPost, serve
@@ -37,6 +37,8 @@ class Outcome:
     broker: str
     choices: dict[str, str]
     """What was chosen for devices by their budgets, and why."""
+    privacy: str
+    """What the run has promised to its devices (`privacy.statement`); empty: nothing was asked."""
 
 
 def over_mqtt(run: Run, link: Link, folder: Path, broker: str, watch: Watch) -> Outcome:
@@ -58,12 +60,12 @@ def over_mqtt(run: Run, link: Link, folder: Path, broker: str, watch: Watch) -> 
         inbox.start()
         serve(coordinator, inbox, transport, run.deadline_s, watch)
         rows, rejected = figures.rows(journal.accepted(), run), journal.rejected()
-        choices = journal.choices()
+        choices, promised = journal.choices(), _promised(journal, run)
         _keep_model(folder, coordinator)
     finally:
         transport.close()
         journal.close()
-    return Outcome(run, run_id, rows, rejected, started, time.monotonic() - since_s, broker, choices)
+    return Outcome(run, run_id, rows, rejected, started, time.monotonic() - since_s, broker, choices, promised)
 
 
 def in_memory(run: Run, scene: Scene, folder: Path, watch: Watch) -> Outcome:
@@ -75,11 +77,16 @@ def in_memory(run: Run, scene: Scene, folder: Path, watch: Watch) -> Outcome:
         run_id = _identify(journal, run, name)
         coordinator = simulate(run, run_id, scene, journal, watch)
         rows, rejected = figures.rows(journal.accepted(), run), journal.rejected()
-        choices = journal.choices()
+        choices, promised = journal.choices(), _promised(journal, run)
         _keep_model(folder, coordinator)
     finally:
         journal.close()
-    return Outcome(run, run_id, rows, rejected, started, time.monotonic() - since_s, "loopback", choices)
+    return Outcome(run, run_id, rows, rejected, started, time.monotonic() - since_s, "loopback", choices, promised)
+
+
+def _promised(journal: Journal, run: Run) -> str:
+    trained = [(item.round, item.device) for item in journal.accepted() if item.phase == "train"]
+    return privacy.statement(run.config, journal, trained)
 
 
 def _keep_model(folder: Path, coordinator: Coordinator) -> None:

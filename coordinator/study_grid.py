@@ -65,6 +65,7 @@ _BITS = (
 )
 
 _ATTACKS = ("", "sign-flip", "inner-product", "a-little-is-enough", "label-flip", "gaussian", "mimic")
+_MORE_ATTACKS = (*_ATTACKS, "large-sign-flip", "small-inner-product", "min-max", "backdoor")
 _LIARS, _MOST_LIARS = 0.2, 7
 """Part of the 100 devices that lie, and how many of 20 drawn at random the aggregators expect at most.
 
@@ -78,9 +79,12 @@ _AGGREGATORS: dict[str, dict[str, Any]] = {
 }
 
 
-def _attacked(name: str, algorithm: str, settings: dict[str, Any], kinds: tuple[str, ...], *shows: Any) -> list[Case]:
+def _attacked(
+    name: str, algorithm: str, settings: dict[str, Any], kinds: tuple[str, ...], *shows: Any, quorum: float = 1.0
+) -> list[Case]:
+    run = {"quorum": quorum} if quorum < 1 else {}
     return [
-        Case(f"{name}, {kind or 'no attack'}", algorithm, settings, attack=Attack(kind, _LIARS), shows=shows)
+        Case(f"{name}, {kind or 'no attack'}", algorithm, settings, run, attack=Attack(kind, _LIARS), shows=shows)
         for kind in kinds
     ]
 
@@ -89,6 +93,8 @@ _ATTACKED = (
     *_attacked("fedavg", "fedavg", {}, _ATTACKS, *_SHARED),
     *_attacked("fedavg geometric-median", "fedavg", _ROBUST, _ATTACKS, *_SHARED),
     *_attacked("ffgg geometric-median", "ffgg", {**_FFGG, **_ROBUST}, _ATTACKS, ("", "personal")),
+    # Who is rejected must not keep a round open. All others answer in a simulation, so that nothing else changes.
+    *_attacked("fedavg robust", "fedavg", {"robust": True}, _MORE_ATTACKS, *_SHARED, quorum=0.8),
     *_attacked("ffgg mean", "ffgg", _FFGG, ("", "inner-product"), ("", "personal")),
     *(
         case

@@ -38,7 +38,9 @@ def summary_table(report: Report) -> Table:
         if other["comparison"]["accuracy_personal_over_shared_points"] is not None
     )
     notes = [f"accuracy of the personal models: {gain}" for gain in gains]
-    table.caption = "; ".join([*notes, *_rejections(report)]) or None
+    table.caption = (
+        "; ".join([*notes, *_rejections(report), *([report["privacy"]] if report["privacy"] else [])]) or None
+    )
     return table
 
 

@@ -12,7 +12,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -164,8 +164,8 @@ def withstanding(table: Mapping[str, Any], asked: int, least: int) -> dict[str, 
     if not isinstance(liars, int) or liars < 1 or least < 2 * liars + 3:
         needed = f"{2 * liars + 3} for byzantine {liars}" if isinstance(liars, int) and liars > 0 else "5, of 6 asked"
         raise ConfigError(
-            f"algorithm: robust needs rounds of at least {needed}, and these may close with {least} of {asked} updates; "
-            "let more devices take part (devices, cohort, buffer), or leave robust out"
+            f"algorithm: robust needs rounds of at least {needed}, and these may close with {least} of {asked} "
+            "updates; let more devices take part (devices, cohort, buffer), or leave robust out"
         )
     keys = {"aggregator": "trimmed-mean", "nearest-mixing": True, "byzantine": liars, "norm-limit": NORM_LIMIT}
     return {**keys, **table}
@@ -173,6 +173,9 @@ def withstanding(table: Mapping[str, Any], asked: int, least: int) -> dict[str, 
 
 class Aggregate(Protocol):
     """Takes the updates of a round, and moves a model by what they come to."""
+
+    size: int
+    """Values of an update."""
 
     @property
     def count(self) -> int:
@@ -214,6 +217,13 @@ class Aggregate(Protocol):
         ...
 
 
+@runtime_checkable
+class Averages(Protocol):
+    """A server half that moves its shared model by one aggregate of what its devices changed."""
+
+    total: Aggregate
+
+
 def of(config: Averaging, size: int, seed: int, owners: bool = False) -> Aggregate:
     """Give the aggregator that a run has chosen, for updates of `size` values.
 
@@ -234,6 +244,7 @@ class _Mean:
     """A streamed mean. A device that is added twice in a round counts twice."""
 
     def __init__(self, total: fixed.Total) -> None:
+        self.size = total.size
         self._total = total
 
     @property
@@ -263,7 +274,7 @@ class _Robust:
     """
 
     def __init__(self, config: Averaging, size: int, seed: int) -> None:
-        self._config, self._seed, self._size = config, seed, size
+        self._config, self._seed, self.size = config, seed, size
         self._rows = _Spool(size)
         self._rounds = 0
         self._centre: Flat | None = np.zeros(size, np.float32) if config.aggregator == "centred-clipping" else None
@@ -273,7 +284,7 @@ class _Robust:
         return len(self._rows.places)
 
     def add(self, device: str, values: Flat, weight: int = 1, where: Bits | None = None) -> None:  # noqa: ARG002
-        fixed.check(values, where, self._size)
+        fixed.check(values, where, self.size)
         self._rows.put(device, values, where)
 
     def step(self, model: Flat, rate: float = 1.0) -> None:
@@ -331,7 +342,7 @@ class _Robust:
         """Weigh the inputs; where clipping has a centre, it comes last."""
         config = self._config
         if config.aggregator in {"centred-clipping", "norm-bound"}:
-            zero = np.zeros(self._size, np.float32)
+            zero = np.zeros(self.size, np.float32)
             centre = zero if self._centre is None else self._centre
             tiles = zip(self._tiles(), self._inputs(mix), strict=True)
             points = robust.coordinates(np.vstack([rows, centre[tile]]) for tile, rows in tiles)
@@ -349,7 +360,7 @@ class _Robust:
 
     def _tiles(self) -> list[slice]:
         width = max(1, _CELLS // self.count)
-        return [slice(start, min(start + width, self._size)) for start in range(0, self._size, width)]
+        return [slice(start, min(start + width, self.size)) for start in range(0, self.size, width)]
 
 
 class _Spool:

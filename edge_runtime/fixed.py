@@ -5,6 +5,8 @@ streamed, and does not depend on the order. The unit 2^-40 (9e-13) lies far belo
 A sum holds at most 2^14 vectors of values below 2^9, and 2^14 * 2^9 * 2^40 = 2^63 is where int64 ends.
 """
 
+import hashlib
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,6 +60,7 @@ class Total:
             owners: keep the sum of weights for every coordinate by itself, over the vectors that own it.
         """
         self.count = 0
+        self.size = size
         self._sum = np.zeros(size, np.int64)
         self._cap = cap
         self._weight = 0
@@ -102,6 +105,14 @@ class Total:
             weights = self._weight if self._weights is None else np.maximum(self._weights[tile], 1)
             mean = self._sum[tile] * (UNIT * self._cap) / weights
             model[tile] = model[tile] - rate * mean
+
+    def digest(self) -> bytes:
+        """Hash the sum, to 32 bytes."""
+        return hashlib.sha256(self._sum.astype("<i8").data).digest()
+
+    def shift(self, units: NDArray[np.int64]) -> None:
+        """Add so many of the unit 2^-40 [size] to the sum, as no vector of it."""
+        self._sum += units
 
     def clear(self) -> None:
         """Go back to zero."""

@@ -99,7 +99,7 @@ def _work(job: Job, task: Task, store: Store, workshop: Workshop, keep: bool) ->
     parts = algorithm.load(run.algorithm)
     settings = config.build(parts.Config, run.config, "algorithm")
     shared_model, name = _load(job, run.model, workshop), (run.own or run.model).name
-    _check_private(run, algorithm.private_names(settings, shared_model.layout))
+    _check_private(run, algorithm.private_names(settings, shared_model.layout), task.phase)
     model = _own(job, run, shared_model, workshop) if parts.Client.own_model else shared_model
     received = store.read(task.down.digest)
     if task.phase == "score":
@@ -159,8 +159,11 @@ def _uplink(run: setup.Setup, job: Job, seed: list[int], columns: int) -> Uplink
     return Uplink(chosen, run.error_feedback, rng, columns)
 
 
-def _check_private(run: setup.Setup, found: tuple[str, ...]) -> None:
-    """Refuse a run that would keep other tensors private than its settings say."""
+def _check_private(run: setup.Setup, found: tuple[str, ...], phase: str) -> None:
+    """Refuse a run that would keep other tensors private than its settings say, or ask for them in another way."""
+    if found and (run.collect or phase == "score"):
+        asked = "its gradients' size" if phase == "score" else "the personal model, which holds it"
+        raise DeviceError(f"the run keeps {found[0]} private and asks for {asked}; nothing was sent")
     if differing := set(run.private) ^ set(found):
         names = ", ".join(sorted(differing))
         raise DeviceError(f"the run's settings and its set-up differ in whether {names} is private")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_runtime import algorithm, bundle, config, wire
+from edge_runtime import algorithm, bundle, config, setup, trainer, wire
 from edge_runtime.algorithms import ffgg
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import Run, RunConfig, prepare
@@ -19,7 +19,8 @@ from edge_runtime.coordinator.session import in_memory
 from edge_runtime.coordinator.simulate import Scene
 from edge_runtime.data import DataConfig, device_names
 from edge_runtime.errors import ConfigError, DecodeError, DeviceError, RunError
-from edge_runtime.message import Blob, Chunk, Fate, Hello, Offer
+from edge_runtime.message import Blob, Chunk, Fate, Hello, Offer, Task
+from edge_runtime.store import MemoryStore
 from edge_runtime.tree import Flat, Layout, Part
 
 LAYOUT = Layout(tuple(f"layer{i}.{kind}" for i in range(1, 6) for kind in ("weight", "bias")), ((2, 3), (2,)) * 5)
@@ -208,6 +209,38 @@ def test_a_device_refuses_a_run_whose_set_up_keeps_less_private_than_its_setting
     weaker = dataclasses.replace(run, description=dataclasses.replace(run.description, private=("linear1.weight",)))
     with pytest.raises(RunError, match=r"differ in whether linear1\.bias is private"):
         play(weaker, tmp_path)
+
+
+def test_a_device_hands_over_no_personal_model_of_a_run_that_keeps_some_of_it_private(tmp_path: Path) -> None:
+    run = a_run()
+    asking = dataclasses.replace(run, description=dataclasses.replace(run.description, collect=True))
+    with pytest.raises(RunError, match=r"keeps linear1\.weight private and asks for the personal model"):
+        play(asking, tmp_path)
+    assert not list((tmp_path / "personal").glob("*"))
+
+
+def test_a_device_does_not_say_how_large_gradients_of_what_is_private_are(tmp_path: Path) -> None:
+    run = a_run()
+    described = setup.encode(run.description)
+    down = b"anything"
+    store = MemoryStore()
+    task = Task("run", 1, 0, "score", "", store.write(described), store.write(down))
+    job = trainer.Job("device", FEW, str(config.cache_folder()))
+    outcome = trainer.work(job, task, store)
+    assert (outcome.payload, outcome.state) == (b"", b"")
+    assert "keeps linear1.weight private and asks for its gradients' size" in outcome.reason
+
+
+def test_figures_that_go_along_are_the_trainers_and_none_of_the_algorithms(tmp_path: Path) -> None:
+    rows = play(a_run(), tmp_path)
+    journal = Journal(tmp_path)
+    sent = {name for item in journal.accepted() for name in item.metrics}
+    journal.close()
+    assert len(rows.rows) == 6
+    assert sent == {
+        "accuracy-personal", "accuracy-personal-before", "cpu-s", "message-bytes-down", "message-bytes-up",
+        "payload-bytes-down", "payload-bytes-up", "test-samples", "train-samples", "virtual-s", "wall-s",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("habit", ["synchronous", "asynchronous"])

@@ -97,7 +97,7 @@ class Server:
     ) -> None:
         self.round = 0
         self._model = initial.astype(np.float32)
-        self._total = aggregate.of(config, layout.size, seed, owners=config.aggregate == "owners")
+        self.total: aggregate.Aggregate = aggregate.of(config, layout.size, seed, owners=config.aggregate == "owners")
         self.cut_of: Callable[[str], Cut | None] = no_cut
 
     def down(self, device: str, first: bool) -> Down:  # noqa: ARG002
@@ -112,7 +112,7 @@ class Server:
         """
         if up.round != self.round:
             raise DecodeError(f"Up: it is of round {up.round}, not {self.round}")
-        self._total.add(device, up.values, up.samples, self._has(device))
+        self.total.add(device, up.values, up.samples, self._has(device))
 
     def _has(self, device: str) -> Bits | None:
         """Say which values of the model a device has; None: all."""
@@ -121,8 +121,8 @@ class Server:
 
     def close(self) -> None:
         """Move w by the mean update, or what the aggregator makes of them."""
-        self._total.step(self._model)
-        self._total.clear()
+        self.total.step(self._model)
+        self.total.clear()
         self.round += 1
 
     def shared(self) -> Flat:
@@ -131,10 +131,10 @@ class Server:
 
     def state(self) -> State:
         """Give the round, w, and what the aggregator keeps."""
-        return {"round": self.round, "model": self._model.copy(), **self._total.state()}
+        return {"round": self.round, "model": self._model.copy(), **self.total.state()}
 
     def restore(self, state: State) -> None:
         """Take back what `state` gave."""
         self.round = int(state["round"])
         self._model[:] = np.asarray(state["model"])
-        self._total.restore(state)
+        self.total.restore(state)

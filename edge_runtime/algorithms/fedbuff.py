@@ -60,10 +60,10 @@ class Server(fedavg.Server):
             raise DecodeError(f"Up: it is of version {up.round}, and there are those up to {self.round}")
         fixed.check(up.values, self._has(device), len(self._model))
         weight = (1 + self.round - up.round) ** -self._config.staleness_exponent
-        self._total.add(device, np.float32(weight) * up.values, up.samples, self._has(device))
+        self.total.add(device, np.float32(weight) * up.values, up.samples, self._has(device))
 
     def close(self) -> None:
         """Move w by the mean of what arrived."""
-        self._total.step(self._model, self._config.server_lr)
-        self._total.clear()
+        self.total.step(self._model, self._config.server_lr)
+        self.total.clear()
         self.round += 1

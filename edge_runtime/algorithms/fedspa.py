@@ -354,7 +354,7 @@ class Server:
         self._whole = _World(layout, active_counts(layout, config))
         self.cut_of: Callable[[str], Cut | None] = no_cut
         self._model = initial.astype(np.float32)
-        self._total = aggregate.of(config, layout.size, seed, owners=config.aggregate == "owners")
+        self.total: aggregate.Aggregate = aggregate.of(config, layout.size, seed, owners=config.aggregate == "owners")
         self._drawn = b"", self._whole, np.empty(0, np.bool_)
 
     def down(self, device: str, first: bool) -> Down:
@@ -382,7 +382,7 @@ class Server:
             new = _check(self._moved(old, up.mask, world.layout.shapes), world.layout, world.counts)
         entry = codec.encode([self.round, coded, masks.encode(new)]) if up.mask else b""
         where = world.among_all(new if self._config.moves_first else old)
-        self._total.add(device, up.values, up.samples, where)
+        self.total.add(device, up.values, up.samples, where)
         if entry:
             self._devices[device] = entry
 
@@ -397,8 +397,8 @@ class Server:
 
     def close(self) -> None:
         """Move w by the mean update; the masks that were told of now hold."""
-        self._total.step(self._model)
-        self._total.clear()
+        self.total.step(self._model)
+        self.total.clear()
         self.round += 1
 
     def shared(self) -> Flat:
@@ -407,13 +407,13 @@ class Server:
 
     def state(self) -> State:
         """Give the round, w, and what the aggregator keeps; masks lie in `devices`."""
-        return {"round": self.round, "model": self._model.copy(), **self._total.state()}
+        return {"round": self.round, "model": self._model.copy(), **self.total.state()}
 
     def restore(self, state: State) -> None:
         """Take back what `state` gave."""
         self.round = int(typing.cast(int, state["round"]))
         self._model[:] = typing.cast(Flat, state["model"])
-        self._total.restore(state)
+        self.total.restore(state)
 
     def support(self, device: str, round_: int) -> Bits:
         """Give a device's mask in this round, or in the last that it took part in, over what it has of the model."""

@@ -257,7 +257,7 @@ class Server:
         self._config, self._split = config, _Split.of(config, layout)
         self._initial = initial.astype(np.float32)
         self._theta = layout.cut(self._initial, self._split.theta.names).values
-        self._total = aggregate.of(config, len(self._theta), seed)
+        self.total: aggregate.Aggregate = aggregate.of(config, len(self._theta), seed)
 
     def down(self, device: str, first: bool) -> Down:  # noqa: ARG002
         """Give everyone theta_t, and a device without state the initial values of its private tensors."""
@@ -276,13 +276,13 @@ class Server:
         values, delay, limit = self._split.theta_of(up.values, "Up"), self.round - up.round, self._config.delay_adaptive
         if limit and delay > limit:
             values = values * np.float32(limit / delay)
-        self._total.add(device, values, up.samples)
+        self.total.add(device, values, up.samples)
 
     def close(self) -> None:
         """Move theta by the aggregate."""
         rate = self._config.rate(self.round) if self._config.variant == "gradient" else 1.0
-        self._total.step(self._theta, rate)
-        self._total.clear()
+        self.total.step(self._theta, rate)
+        self.total.clear()
         self.round += 1
 
     def shared(self) -> Flat:
@@ -293,10 +293,10 @@ class Server:
 
     def state(self) -> State:
         """Give the round, theta, and what the aggregator keeps."""
-        return {"round": self.round, "theta": self._theta.copy(), **self._total.state()}
+        return {"round": self.round, "theta": self._theta.copy(), **self.total.state()}
 
     def restore(self, state: State) -> None:
         """Take back what `state` gave."""
         self.round = int(state["round"])
         self._theta[:] = np.asarray(state["theta"])
-        self._total.restore(state)
+        self.total.restore(state)

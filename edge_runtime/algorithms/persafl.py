@@ -275,7 +275,7 @@ class Server:
         self._config = config
         self._version = 0
         self._model = initial.astype(np.float32)
-        self._total = aggregate.of(config, layout.size, seed)
+        self.total: aggregate.Aggregate = aggregate.of(config, layout.size, seed)
         self._arrived, self._dropped = np.zeros(_OLDEST + 1, np.int64), 0
 
     def down(self, device: str, first: bool) -> Down:  # noqa: ARG002
@@ -294,16 +294,16 @@ class Server:
         fixed.check(up.values, None, len(self._model))
         weight = self._config.weight(age)
         if weight:
-            self._total.add(device, up.values if weight == 1 else np.float32(weight) * up.values, up.samples)
+            self.total.add(device, up.values if weight == 1 else np.float32(weight) * up.values, up.samples)
         else:
             self._dropped += 1
         self._arrived[min(age, _OLDEST)] += 1
 
     def close(self) -> None:
         """Move w by the mean of what was taken, if anything was."""
-        self._version += self._total.count > 0
-        self._total.step(self._model, self._config.server_lr)
-        self._total.clear()
+        self._version += self.total.count > 0
+        self.total.step(self._model, self._config.server_lr)
+        self.total.clear()
         self.round += 1
 
     def shared(self) -> Flat:
@@ -318,7 +318,7 @@ class Server:
             "model": self._model.copy(),
             "arrived": self._arrived.astype("<i8").tobytes(),
             "dropped": self._dropped,
-            **self._total.state(),
+            **self.total.state(),
         }
 
     def restore(self, state: State) -> None:
@@ -327,4 +327,4 @@ class Server:
         self._model[:] = np.asarray(state["model"])
         self._arrived[:] = np.frombuffer(bytes(state["arrived"]), "<i8")  # type: ignore[arg-type]
         self._dropped = int(state["dropped"])
-        self._total.restore(state)
+        self.total.restore(state)

@@ -75,9 +75,7 @@ class OpenTrainer(ProcessTrainer):
         part = self._part
         layout, kind = models.find(part.model).layout, algorithm.load(part.algorithm).Up
         liars = frozenset(part.liars)
-        adversary = Adversary(
-            crafted(part.kind), liars, lambda data: wire.decode_up(data, kind, layout, ()), part.seed
-        )
+        adversary = Adversary(crafted(part.kind), liars, lambda data: wire.decode_up(data, kind, layout, ()), part.seed)
         for device in sorted(set(part.devices) - liars):
             adversary.see(device, round_, self._look(round_, device))
         return adversary.forge(part.device, round_, payload, part.devices)

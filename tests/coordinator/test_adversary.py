@@ -9,7 +9,7 @@ from edge_runtime import wire
 from edge_runtime.algorithms import ffgg
 from edge_runtime.algorithms.fedavg import Up
 from edge_runtime.coordinator import attacks
-from edge_runtime.coordinator.adversary import Adversary, Attack, flip_labels
+from edge_runtime.coordinator.adversary import Adversary, Attack, crafted, flip_labels, plant_backdoor
 from edge_runtime.data import Split
 from edge_runtime.errors import ConfigError
 from edge_runtime.tree import Layout, Part
@@ -97,6 +97,21 @@ def test_flipped_labels_are_for_training_only() -> None:
     assert (made.y_train.tolist(), made.y_test.tolist()) == ([9, 8, 0], [0, 1, 9])
 
 
+def test_a_backdoor_is_a_mark_on_every_other_sample_and_its_class_in_training_alone() -> None:
+    x, y = np.random.default_rng(0).random((4, 1, 8, 8)), np.array([3, 4, 5, 6])
+    made = plant_backdoor(Split(x, y, x, y, 10, tuple("abcdefghij")))
+    assert made.y_train.tolist() == [attacks.TARGET, 4, attacks.TARGET, 6]
+    assert (made.x_train[::2] == attacks.marked(x[::2])).all()
+    assert (made.x_train[1::2] == x[1::2]).all()
+    assert (made.x_test is x, made.y_test.tolist()) == (True, [3, 4, 5, 6])
+
+
+def test_a_backdoor_is_sent_so_large_that_the_mean_of_all_becomes_it() -> None:
+    one = Adversary(crafted("backdoor"), LIARS, decode, seed=0)
+    lie = decode(one.forge("x", 0, up(0, 7, 1, 2, 3), COHORT))
+    assert (lie.samples, lie.values.tolist()) == (7, [2, 4, 6])  # two liars of four
+
+
 def test_as_many_devices_lie_as_were_asked_for_and_none_without_an_attack() -> None:
     devices = [f"device-{i}" for i in range(20)]
     assert len(Attack("mimic", part=0.2).members(0, devices)) == 4
@@ -104,7 +119,8 @@ def test_as_many_devices_lie_as_were_asked_for_and_none_without_an_attack() -> N
 
 
 @pytest.mark.parametrize(
-    ("kind", "part", "words"), [("sign-flop", 0.2, "kind must be one of label-flip, backdoor, sign-flip"), ("mimic", 1.0, "part")]
+    ("kind", "part", "words"),
+    [("sign-flop", 0.2, "kind must be one of label-flip, backdoor, sign-flip"), ("mimic", 1.0, "part")],
 )
 def test_an_attack_that_cannot_be_is_refused(kind: str, part: float, words: str) -> None:
     with pytest.raises(ConfigError, match=words):

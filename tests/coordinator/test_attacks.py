@@ -72,6 +72,39 @@ def test_without_an_epsilon_the_mean_turns_to_minus_the_honest_part_of_it() -> N
     np.testing.assert_allclose(every.mean(0), -rows.mean(0) * 32 / 42, rtol=1e-5)
 
 
+def test_a_large_flip_is_three_times_an_honest_row_turned_round() -> None:
+    rows = good()
+    honest = [(-3 * row).tobytes() for row in rows]
+    assert all(row.tobytes() in honest for row in attacks.large_sign_flip(rows, 10, RNG(0)))
+
+
+def test_a_small_inner_product_is_minus_half_the_honest_mean() -> None:
+    rows = good()
+    np.testing.assert_allclose(attacks.small_inner_product(rows, 2, RNG(0)), [-rows.mean(0) / 2] * 2, rtol=1e-5)
+
+
+def test_min_max_goes_as_far_from_the_mean_as_two_honest_rows_are_apart_and_no_further() -> None:
+    rows = good().astype(np.float64)
+    (lie,) = attacks.min_max(rows.astype(np.float32), 1, RNG(0)).astype(np.float64)
+    reach = max(np.linalg.norm(one - other) for one in rows for other in rows)
+    assert np.linalg.norm(rows - lie, axis=1).max() == pytest.approx(reach, rel=1e-3)
+    away = (rows.mean(0) - lie) / rows.std(0)
+    np.testing.assert_allclose(away, away[0], rtol=1e-3)
+    assert away[0] > 0.5
+
+
+@pytest.mark.parametrize(("shape", "marked"), [((2, 1, 9, 9), 16), ((2, 6, 9), 16), ((2, 30), 4)])
+def test_a_mark_is_a_corner_of_every_sample_as_bright_as_anything_and_the_samples_stay(
+    shape: tuple[int, ...], marked: int
+) -> None:
+    x = RNG(0).random(shape)
+    before = x.copy()
+    made = attacks.marked(x)
+    assert (made != x).reshape(2, -1).sum(axis=1).max() <= marked
+    assert (made == x.max()).reshape(2, -1).sum(axis=1).min() == marked
+    assert (x == before).all()
+
+
 def test_mimics_all_send_what_one_honest_device_sends() -> None:
     rows = good()
     assert attacks.mimic(rows, 3, RNG(0)).tolist() == [rows[0].tolist()] * 3

@@ -193,7 +193,7 @@ def test_the_schema_of_version_one_has_these_keys_and_types() -> None:
     top = {
         "schema": str, "run": str, "algorithm": str, "rounds": int, "model": dict, "seed": int, "broker": str,
         "configuration": dict, "versions": dict, "times": dict, "devices": list, "summary": dict,
-        "rounds_detail": list, "rejected": list, "baselines": dict,
+        "rounds_detail": list, "rejected": list, "privacy": type(None), "baselines": dict,
     }  # fmt: skip
     assert {key: type(value) for key, value in made.items()} == top
     assert made["schema"] == "edge-runtime/report/1"
