@@ -111,6 +111,8 @@ class RunInfo:
     """What the coordinator chose for devices by their budgets, and why."""
     rejected: tuple[tuple[int, str, str], ...] = ()
     """Round, device and reason of every update that was thrown out."""
+    dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Messages of every device that were not taken, by reason (`gate.py`)."""
     versions: Mapping[str, str] = field(default_factory=versions)
 
 
@@ -139,6 +141,7 @@ def build(run: RunInfo, rows: Sequence[Row], baselines: Sequence[Report] = ()) -
         "summary": summary,
         "rounds_detail": _rounds(rows, len(devices)),
         "rejected": [{"round": number, "device": device, "reason": why} for number, device, why in run.rejected],
+        "dropped": {device: dict(sorted(counts.items())) for device, counts in sorted(run.dropped.items())},
         "baselines": {other["algorithm"]: _baseline(other, summary) for other in baselines},
     }
 
