@@ -45,7 +45,7 @@ class Heckler:
                 self._said += self._transport.send(topic, payload)
 
     def _garble(self, payload: bytes) -> bytes:
-        """Make garbage: what is well-formed and says something else would be a forgery, which only a signature shows."""
+        """Make garbage: what is well-formed and says something else is forged, which only a signature shows."""
         if self._random.random() < 0.5:
             return self._random.randbytes(self._random.randrange(200))
         if payload[:1] == b"{":

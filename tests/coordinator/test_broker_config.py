@@ -73,7 +73,7 @@ def test_more_rules_stand_in_a_file_and_a_line_that_is_none_is_named(fleet: pki.
     assert allows(broker_config.rules(fleet), "sensor", "write", "edge/homes/infer/left_infer/in")
     assert not allows(broker_config.rules(fleet), "left", "write", "edge/homes/infer/left_infer/in")
     path.write_text("sensor writes edge\n")
-    with pytest.raises(ConfigError, match="rules:1: write NAME read|write TOPIC"):
+    with pytest.raises(ConfigError, match=r"rules:1: write NAME read\|write TOPIC"):
         broker_config.rules(fleet)
 
 
