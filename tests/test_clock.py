@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.coordinator import broker as brokers
 from edge_runtime.identity import Identity
 from edge_runtime.link import Link, clock_is_wrong
 from tests.chaos import security
