@@ -31,6 +31,7 @@ class Doors:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(folder / identity.AUTHORITY))
         context.load_cert_chain(folder / identity.CERTIFICATE, folder / identity.KEY)
         context.verify_mode, context.minimum_version = ssl.CERT_REQUIRED, ssl.TLSVersion.TLSv1_2
+        context.num_tickets = 0  # a client begins anew each time, and a session that is taken up again proves nothing
         context.sslobject_class = _noting(self._refusals)
         return context
 

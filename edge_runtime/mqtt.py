@@ -67,7 +67,7 @@ class Mqtt:
         self._receive: Receive = lambda topic, payload: None
         self._connected: Connected = lambda up: None
         self._up = self._was_up = False
-        self._trouble = ""
+        self._trouble = self._said = ""
         self._up_since_s = 0.0
         self._lock = threading.Lock()
         self._waiting: deque[int] = deque()
@@ -231,11 +231,18 @@ class Mqtt:
                     f"made: is another client connected as {self._link.client_id!r}? Each needs an id of its own"
                 )
                 return
-            log.info("%s; trying again", self._trouble or f"the link to {self._link.address} was lost")
+            self._say_trouble()
             longest_s = min(self._link.max_retry_s, self._link.retry_s * 2 ** min(max(attempts - 1, 0), 16))
             self._closing.wait(random.uniform(0, longest_s))  # noqa: S311  # jitter, no secret
             if 0 < lived_s < _STABLE_S:
                 self._witness.open()
+
+    def _say_trouble(self) -> None:
+        """Say why there is no connection; aloud, once, where it may be for good: the other side's certificate or ours."""
+        trouble = self._trouble or f"the link to {self._link.address} was lost"
+        aloud = "certificate" in trouble and trouble != self._said
+        self._said = trouble if aloud else self._said
+        log.log(logging.WARNING if aloud else logging.INFO, "%s; trying again", trouble)
 
     def _connect_once(self) -> float:
         """Connect and serve until the connection ends; return how long it was up, in seconds (0: never)."""

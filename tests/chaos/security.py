@@ -163,20 +163,33 @@ def another_devices_orders(on: Ground) -> None:
     _overhears(on, down_topic(FLEET, VICTIM))
 
 
-@contextlib.contextmanager
-def wire(on: Ground, name: str, will: tuple[str, bytes] | None = None) -> Iterator[ssl.SSLSocket]:
+def wire(on: Ground, name: str, will: tuple[str, bytes] | None = None) -> ssl.SSLSocket:
     """Connect without a library in between."""
-    who = on.who[name]
-    context = ssl.create_default_context(cafile=str(who.authority))
-    context.load_cert_chain(who.certificate, who.key)
+    context = ssl.create_default_context(cafile=str(on.who[name].authority))
+    context.load_cert_chain(on.who[name].certificate, on.who[name].key)
+    return greeted(on, context, name, will=will)
+
+
+def greeted(
+    on: Ground,
+    context: ssl.SSLContext,
+    name: str,
+    session: ssl.SSLSession | None = None,
+    will: tuple[str, bytes] | None = None,
+) -> ssl.SSLSocket:
+    """Say CONNECT, and hear that one is let in."""
     fields = [name.encode(), *([will[0].encode(), will[1]] if will else [])]
     body = b"\x00\x04MQTT\x04" + (b"\x06" if will else b"\x02") + b"\x00\x3c"
     body += b"".join(struct.pack("!H", len(field)) + field for field in fields)
     raw = socket.create_connection(("127.0.0.1", on.broker.port), _LONG_S)
-    with context.wrap_socket(raw, server_hostname="127.0.0.1") as sock:
+    sock = context.wrap_socket(raw, server_hostname="127.0.0.1", session=session)
+    try:
         sock.sendall(b"\x10" + bytes([len(body)]) + body)
         assert sock.recv(4) == b"\x20\x02\x00\x00"
-        yield sock
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def a_will_on_another_devices_topic(on: Ground) -> None:
@@ -221,6 +234,30 @@ def a_certificate_that_was_replaced(on: Ground) -> None:
     time.sleep(_QUIET_S)
     on.connect(fresh)
     on.refused(identity.load(former))
+
+
+def a_session_from_before_being_revoked(on: Ground) -> None:
+    """A TLS session that is taken up again brings no certificate to be checked."""
+    hub, who = on.coordinator(), on.who[LIAR]
+    former = []
+    for version in (ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_2):
+        context = ssl.create_default_context(cafile=str(who.authority))
+        context.load_cert_chain(who.certificate, who.key)
+        context.maximum_version = version
+        with greeted(on, context, LIAR) as sock:
+            former.append((context, sock.session))
+    on.fleet.enroll(LIAR, again=True)  # revokes, and leaves no rule against this name to hide behind
+    on.broker.check()
+    time.sleep(_QUIET_S)
+    for context, session in former:
+        with contextlib.suppress(OSError, AssertionError), greeted(on, context, LIAR, session) as sock:
+            sock.sendall(_publish(up_topic(FLEET, LIAR), b"after"))
+            time.sleep(_QUIET_S)
+    assert hub.got == []
+
+
+def _publish(topic: str, payload: bytes) -> bytes:
+    return b"\x30" + bytes([2 + len(topic) + len(payload)]) + struct.pack("!H", len(topic)) + topic.encode() + payload
 
 
 def _made(on: Ground, name: str, key: bytes, certificate: bytes) -> Identity:
@@ -458,6 +495,7 @@ CHECKS = (
     Check("T1", "a revoked certificate", a_revoked_certificate),
     Check("T1", "going on after being revoked", a_revoked_device_that_is_connected),
     Check("T1", "a certificate that was replaced", a_certificate_that_was_replaced),
+    Check("T1", "a TLS session from before being revoked", a_session_from_before_being_revoked),
     Check("T1", "the broker's certificate as a client's", a_broker_as_a_client),
     Check("T1", "no certificate", no_certificate),
     Check("T2", "another device's client id", another_devices_id),
