@@ -145,7 +145,7 @@ def check(run: Any, name: str, settings: Any, server: Server) -> None:
     if not isinstance(server, Averages):
         raise ConfigError(f"run: privacy-clip: {name} has no mean of changes to clip and to add noise to; leave it out")
     if run.habit != "synchronous":
-        raise ConfigError(f"run: privacy-clip: noise is added to rounds, and this run is {run.habit}")
+        raise ConfigError(f"run: privacy-clip: noise is added to rounds; set habit to synchronous, not {run.habit}")
     wanted = {"aggregator": "mean", "aggregate": "cohort", "weights": "uniform", "norm_limit": 0.0}
     for key, value in wanted.items():
         if (found := getattr(settings, key, value)) != value:

@@ -238,16 +238,16 @@ table = aggregate.withstanding({}, count, count)
 config = aggregate.Averaging(**{key.replace("-", "_"): value for key, value in table.items()})
 held, model = aggregate.of(config, size, 0), np.zeros(size, np.float32)
 rng = np.random.default_rng(0)
-spent_s = 0.0
-for device in range(count):
-    row = rng.normal(0, 1, size).astype(np.float32)
-    started_s = time.perf_counter()
-    held.add(f"device-{device:03d}", row)
-    spent_s += time.perf_counter() - started_s
 started_s, cpu_s = time.perf_counter(), time.process_time()
+drawing_s = 0.0
+for device in range(count):
+    drawn_s = time.process_time()
+    row = rng.normal(0, 1, size).astype(np.float32)
+    drawing_s += time.process_time() - drawn_s
+    held.add(f"device-{device:03d}", row)
 held.step(model)
 print(json.dumps({
-    "add_s": spent_s, "step_s": time.perf_counter() - started_s, "step_cpu_s": time.process_time() - cpu_s,
+    "wall_s": time.perf_counter() - started_s, "cpu_s": time.process_time() - cpu_s - drawing_s,
     "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
 }))
 """
@@ -255,16 +255,19 @@ _MOST_S, _MOST_BYTES = 1.0, 300e6
 
 
 def _timed(scale: Scale) -> Figure:
-    """Time what `robust` does with a round's updates, in a process of its own, on one thread of the two cores."""
+    """Time what `robust` does with a round's updates, in a process of its own, on one thread of the two cores.
+
+    In CPU time, files and all: what it takes on a core of its own, whatever else runs on the machine.
+    """
     count, size = scale.of(200, 20), 100_000
     command = [sys.executable, "-c", _TIMED, str(count), str(size)]
     runs = [
         json.loads(subprocess.run(command, env=config.environment(1), capture_output=True, check=True).stdout)
         for _ in range(3)
     ]
-    best = min(runs, key=lambda run: run["add_s"] + run["step_s"])
-    spent_s, peak_bytes = best["add_s"] + best["step_s"], best["peak_rss_bytes"]
-    text = f"{spent_s:.2f} s, {peak_bytes / 1e6:.0f} MB for {count} updates of {size:,} values"
+    best = min(runs, key=lambda run: run["cpu_s"])
+    spent_s, peak_bytes = best["cpu_s"], max(run["peak_rss_bytes"] for run in runs)
+    text = f"{spent_s:.2f} s of one core, {peak_bytes / 1e6:.0f} MB for {count} updates of {size:,} values"
     details = {"runs": runs, "load": os.getloadavg()[0], "best_of": len(runs)}
     return Figure(text, spent_s <= _MOST_S and peak_bytes <= _MOST_BYTES, details)
 

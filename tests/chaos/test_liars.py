@@ -19,6 +19,7 @@ def _needs_fashion_mnist() -> None:
         pytest.skip(str(error))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [ROWS["R17"], ROWS["byzantine-mqtt"]], ids=lambda row: row.name)
 def test_a_small_part_of_a_row_is_met(row: Row, tmp_path: Path) -> None:
     figure = row.measure(Scale(0.1, folder=tmp_path))

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -117,35 +118,22 @@ def test_a_norm_is_right_where_float32_overflows() -> None:
 # The real coordinator
 
 
-class Post:
-    """Keeps what is sent."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[str, Any]] = []
-
-    def send(self, device: str, message: Any) -> bool:
-        self.sent.append((device, message))
-        return True
-
-    def share(self, chunk: Chunk) -> bool:
-        return True
-
-    def room(self) -> bool:
-        return True
-
-
 def a_run(**settings: Any) -> Run:
     config = RunConfig(algorithm="fedavg", model="linear", rounds=4, devices=6, evaluate=False)
     return prepare(config, {"robust": True, **settings})
 
 
-def coordinator(folder: Path) -> tuple[Coordinator, Post, Journal]:
-    run, journal, post = a_run(), Journal(folder, durable=False), Post()
+Sent = list[tuple[str, Any]]
+
+
+def coordinator(folder: Path) -> tuple[Coordinator, Sent, Journal]:
+    run, journal, sent = a_run(), Journal(folder, durable=False), []
+    post: Any = SimpleNamespace(send=lambda *said: bool(sent.append(said)) or True, share=bool, room=lambda: True)
     made = Coordinator(run.plan("run", journal.next_epoch()), run, journal, post)
     made.start()
     for name in NAMES:
         made.handle(name, Hello("test"))
-    return made, post, journal
+    return made, sent, journal
 
 
 def send(made: Coordinator, device: str, length: float) -> None:
@@ -156,21 +144,21 @@ def send(made: Coordinator, device: str, length: float) -> None:
     made.handle(device, Chunk(blob.digest, 0, payload))
 
 
-def fates(post: Post) -> dict[str, tuple[str, str]]:
-    return {device: (said.fate, said.reason) for device, said in post.sent if isinstance(said, Fate)}
+def fates(sent: Sent) -> dict[str, tuple[str, str]]:
+    return {device: (said.fate, said.reason) for device, said in sent if isinstance(said, Fate)}
 
 
 def test_a_huge_update_is_told_why_it_is_refused_and_is_in_the_journal_under_its_device(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made, post, journal = coordinator(tmp_path)
+    made, sent, journal = coordinator(tmp_path)
     for name in NAMES:
         send(made, name, 1.0)
     assert made.core.progress.round == 1
     with caplog.at_level(logging.ERROR):
         send(made, NAMES[5], 6.0)
-    assert fates(post)[NAMES[5]][0] == "rejected"
-    assert "norm 6 is above 5 times 1" in fates(post)[NAMES[5]][1]
+    assert fates(sent)[NAMES[5]][0] == "rejected"
+    assert "norm 6 is above 5 times 1" in fates(sent)[NAMES[5]][1]
     assert [(one.round, one.device) for one in journal.rejected()] == [(1, NAMES[5])]
     for name in NAMES[:5]:
         send(made, name, 1.0)
@@ -186,11 +174,11 @@ def test_a_resumed_coordinator_decides_as_the_one_that_was_killed(tmp_path: Path
         send(made, name, 10.0)
     limit = made._downlink._admission.most
     journal.close()  # nothing else is told that it ends
-    again, post, journal = coordinator(tmp_path)
+    again, sent, journal = coordinator(tmp_path)
     assert again.core.progress.round == 1
     assert again._downlink._admission.most == limit == 17.5
     send(again, NAMES[3], 17.6)
-    assert fates(post)[NAMES[3]][0] == "rejected"
+    assert fates(sent)[NAMES[3]][0] == "rejected"
     send(again, NAMES[4], 10.0)
     send(again, NAMES[5], 10.0)
     assert again.core.progress.round == 2
@@ -210,6 +198,14 @@ def test_robust_stands_for_mixing_and_a_trimmed_mean_that_withstand_a_fifth(
     made = prepare(RunConfig(algorithm="fedavg", model="linear", **settings), {"robust": True}).settings
     found = (made.aggregator, made.nearest_mixing, made.byzantine, made.norm_limit)
     assert found == ("trimmed-mean", True, liars, aggregate.NORM_LIMIT)
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedspa", "quped", "ffgg", "ditto", "persafl", "fedbuff"])
+def test_every_algorithm_that_averages_can_be_robust(algorithm: str) -> None:
+    run = RunConfig(algorithm=algorithm, model="mlp", devices=10, habit="synchronous")
+    made = prepare(run, {"robust": True})
+    assert (made.settings.byzantine, made.settings.norm_limit) == (2, 5.0)
+    assert "robust" not in made.description.config  # devices and the report see what it stands for
 
 
 def test_what_a_person_says_beside_robust_counts() -> None:
