@@ -218,6 +218,8 @@ def _add_start(commands: Any) -> None:
 
 def _start(options: argparse.Namespace) -> None:
     from edge_runtime.coordinator.demo import coordinate
+    from edge_runtime.coordinator.gate import Sealed
+    from edge_runtime.seal import read_key
 
     fleet = fleet_of(options)
     who = identity.load(fleet.coordinator) if fleet else None
@@ -227,7 +229,8 @@ def _start(options: argparse.Namespace) -> None:
         raise ConfigError(f"[run] fleet is {tables['run']['fleet']!r}, and that of {who.key.parent} is {who.fleet!r}")
     folder = options.folder or options.runs / time.strftime("%Y%m%d-%H%M%S")
     connection = link(options, f"_coordinator-{tables['run']['fleet']}", who)
-    _finish(coordinate(tables, connection, folder, options.runs), options.json)
+    gate = Sealed(who.fleet, read_key(who.key), fleet) if fleet and who else None
+    _finish(coordinate(tables, connection, folder, options.runs, gate), options.json)
 
 
 def _add_report(commands: Any) -> None:

@@ -13,6 +13,7 @@ from edge_runtime import config, data
 from edge_runtime.compute import Compute
 from edge_runtime.coordinator import broker as brokers
 from edge_runtime.coordinator import fleet, live, report, session
+from edge_runtime.coordinator.gate import Gate
 from edge_runtime.coordinator.run import Run, RunConfig, describe, prepare
 from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.coordinator.session import Outcome
@@ -79,8 +80,8 @@ def simulated(tables: Tables, runs: Path, faults: Faults, compute: Compute, base
     return _report(outcomes, names, {"data": config.table(settings)}, folder, runs)
 
 
-def coordinate(tables: Tables, connection: Link, folder: Path, runs: Path) -> Reported:
-    """Coordinate one run over a broker, or go on with it.
+def coordinate(tables: Tables, connection: Link, folder: Path, runs: Path, gate: Gate | None = None) -> Reported:
+    """Coordinate one run over a broker, or go on with it; with a `gate` messages are sealed.
 
     Raises:
         EdgeError: of whatever cannot be.
@@ -88,7 +89,7 @@ def coordinate(tables: Tables, connection: Link, folder: Path, runs: Path) -> Re
     (run,) = _plans(tables, baseline=False)
     folder.mkdir(parents=True, exist_ok=True)
     with _watching(run, [], lambda: None) as watch:
-        outcome = session.over_mqtt(run, connection, folder / run.config.algorithm, "external", watch)
+        outcome = session.over_mqtt(run, connection, folder / run.config.algorithm, "external", watch, gate)
     return _report([outcome], [], {}, folder, runs)
 
 
@@ -171,6 +172,7 @@ def status(run: Run, coordinator: Coordinator, names: list[str], elapsed_s: floa
         asked,
         elapsed_s,
         tuple(_device_status(coordinator, device) for device in names or sorted(progress.known)),
+        coordinator.dropped.harmful(),
     )
 
 
@@ -214,6 +216,7 @@ def _report(outcomes: list[Outcome], names: list[str], extra: dict[str, Any], fo
             choices=outcome.choices,
             rejected=tuple(outcome.rejected),
             privacy=outcome.privacy,
+            dropped=outcome.dropped,
         )
         reports.append(report.build(info, outcome.rows, tuple(reports)))
     report.write(folder, reports[-1])

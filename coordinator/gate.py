@@ -217,6 +217,10 @@ class Dropped:
             level = logging.INFO if reason in ORDINARY else logging.WARNING
             log.log(level, "dropped from %s: %s (%s so far)", device, why[:300], f"{count:,}")
 
+    def harmful(self) -> int:
+        """Count those that no honest device would have sent."""
+        return self.total() - sum(map(self.total, ORDINARY))
+
     def total(self, reason: str = "") -> int:
         """Count all, or all for one reason."""
         return sum(n for reasons in self.counts.values() for why, n in reasons.items() if reason in ("", why))

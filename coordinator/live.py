@@ -70,6 +70,8 @@ class Status:
     """Devices that were asked."""
     elapsed_s: float
     devices: tuple[DeviceStatus, ...]
+    dropped: int = 0
+    """Messages that were not taken, and that no honest device would have sent."""
 
 
 def render(status: Status, width: int = 100, height: int = 40) -> RenderableType:
@@ -82,7 +84,7 @@ def render(status: Status, width: int = 100, height: int = 40) -> RenderableType
     fitting = max(1, width // (max(6, ids) + sum(_WIDTHS) + 2 * len(_WIDTHS)))
     columns = min(fitting, max(1, math.ceil(len(status.devices) / per_column)))
     shown, left_out = _choose(status.devices, columns * per_column)
-    lines: list[RenderableType] = [_title(status), _states(status.devices, left_out)]
+    lines: list[RenderableType] = [_title(status), _states(status, left_out)]
     if shown:
         lines.append(_table(shown, columns, ids))
     fleet = Text("fleet  ", style="bold", no_wrap=True, overflow="ellipsis")
@@ -119,12 +121,15 @@ def _stage(status: Status, number: int) -> str:
     return f"round {number + 1}/{status.rounds}" if number < status.rounds else "final evaluation"
 
 
-def _states(devices: tuple[DeviceStatus, ...], left_out: int) -> Text:
+def _states(status: Status, left_out: int) -> Text:
+    devices = status.devices
     text = Text(f"{len(devices)} devices", no_wrap=True, overflow="ellipsis")
     if left_out:
         text.append(f" (not shown: {left_out} without trouble, or with higher accuracies)")
     for state, count in sorted(Counter(device.state for device in devices).items()):
         text.append(f"  {count} {_printable(state)}", style=_STYLES.get(state, "dim"))
+    if status.dropped:
+        text.append(f"  {units.counted(status.dropped, 'message')} refused", style="red")
     return text
 
 

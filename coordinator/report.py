@@ -113,6 +113,8 @@ class RunInfo:
     """Round, device and reason of every update that was thrown out."""
     privacy: str = ""
     """What has been promised to devices, with all that it rests on; empty: nothing was asked."""
+    dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Messages of every device that were not taken, by reason (`gate.py`)."""
     versions: Mapping[str, str] = field(default_factory=versions)
 
 
@@ -142,6 +144,7 @@ def build(run: RunInfo, rows: Sequence[Row], baselines: Sequence[Report] = ()) -
         "rounds_detail": _rounds(rows, len(devices)),
         "rejected": [{"round": number, "device": device, "reason": why} for number, device, why in run.rejected],
         "privacy": run.privacy or None,
+        "dropped": {device: dict(sorted(counts.items())) for device, counts in sorted(run.dropped.items())},
         "baselines": {other["algorithm"]: _baseline(other, summary) for other in baselines},
     }
 

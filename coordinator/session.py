@@ -5,13 +5,14 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_runtime import algorithm
 from edge_runtime.coordinator import figures, privacy, report
+from edge_runtime.coordinator.gate import Gate
 from edge_runtime.coordinator.journal import Journal, Rejected
 from edge_runtime.coordinator.run import Run, describe, prepare
 from edge_runtime.coordinator.serve import Inbox, TopicPost, serve
@@ -39,10 +40,14 @@ class Outcome:
     """What was chosen for devices by their budgets, and why."""
     privacy: str
     """What the run has promised to its devices (`privacy.statement`); empty: nothing was asked."""
+    dropped: Mapping[str, Mapping[str, int]]
+    """How many messages of every device were not taken since the coordinator was last started, by reason."""
 
 
-def over_mqtt(run: Run, link: Link, folder: Path, broker: str, watch: Watch) -> Outcome:
+def over_mqtt(run: Run, link: Link, folder: Path, broker: str, watch: Watch, gate: Gate | None = None) -> Outcome:
     """Coordinate a run over a broker; one that `folder` holds unfinished goes on where it stopped.
+
+    With a `gate` messages are sealed.
 
     Raises:
         LinkError: the broker cannot be reached or refuses us.
@@ -56,7 +61,7 @@ def over_mqtt(run: Run, link: Link, folder: Path, broker: str, watch: Watch) -> 
         run_id = _identify(journal, run, secrets.token_hex(16))
         inbox = Inbox(transport, run.config.fleet)
         plan = run.plan(run_id, journal.next_epoch())
-        coordinator = Coordinator(plan, run, journal, TopicPost(run.config.fleet, transport))
+        coordinator = Coordinator(plan, run, journal, TopicPost(run.config.fleet, transport, gate), gate)
         inbox.start()
         serve(coordinator, inbox, transport, run.deadline_s, watch)
         rows, rejected = figures.rows(journal.accepted(), run), journal.rejected()
@@ -65,7 +70,8 @@ def over_mqtt(run: Run, link: Link, folder: Path, broker: str, watch: Watch) -> 
     finally:
         transport.close()
         journal.close()
-    return Outcome(run, run_id, rows, rejected, started, time.monotonic() - since_s, broker, choices, promised)
+    spent_s, dropped = time.monotonic() - since_s, coordinator.dropped.counts
+    return Outcome(run, run_id, rows, rejected, started, spent_s, broker, choices, promised, dropped)
 
 
 def in_memory(run: Run, scene: Scene, folder: Path, watch: Watch) -> Outcome:
@@ -81,7 +87,8 @@ def in_memory(run: Run, scene: Scene, folder: Path, watch: Watch) -> Outcome:
         _keep_model(folder, coordinator)
     finally:
         journal.close()
-    return Outcome(run, run_id, rows, rejected, started, time.monotonic() - since_s, "loopback", choices, promised)
+    spent_s, dropped = time.monotonic() - since_s, coordinator.dropped.counts
+    return Outcome(run, run_id, rows, rejected, started, spent_s, "loopback", choices, promised, dropped)
 
 
 def _promised(journal: Journal, run: Run) -> str:

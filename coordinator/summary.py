@@ -4,6 +4,7 @@ from rich.table import Table
 
 from edge_runtime.coordinator import units
 from edge_runtime.coordinator.report import ACCURACIES, Report
+from edge_runtime.seal import ORDINARY
 
 LINES = (
     ("accuracy, shared model", "accuracy_shared"),
@@ -38,9 +39,8 @@ def summary_table(report: Report) -> Table:
         if other["comparison"]["accuracy_personal_over_shared_points"] is not None
     )
     notes = [f"accuracy of the personal models: {gain}" for gain in gains]
-    table.caption = (
-        "; ".join([*notes, *_rejections(report), *([report["privacy"]] if report["privacy"] else [])]) or None
-    )
+    promised = [report["privacy"]] if report["privacy"] else []
+    table.caption = "; ".join([*notes, *_rejections(report), *_refusals(report), *promised]) or None
     return table
 
 
@@ -51,6 +51,20 @@ def _rejections(report: Report) -> list[str]:
     first, devices = report["rejected"][0], {entry["device"] for entry in report["rejected"]}
     count = units.counted(len(report["rejected"]), "update")
     return [f"{count} of {units.counted(len(devices), 'device')} rejected ({first['device']}: {first['reason']})"]
+
+
+def _refusals(report: Report) -> list[str]:
+    """Say how many messages were refused, and of whom the most."""
+    counts = {
+        (device, reason): count
+        for device, reasons in report["dropped"].items()
+        for reason, count in reasons.items()
+        if reason not in ORDINARY
+    }
+    if not counts:
+        return []
+    most = max(counts, key=lambda one: counts[one])
+    return [f"{units.counted(sum(counts.values()), 'message')} refused ({most[0]}: {most[1]})"]
 
 
 def lines(report: Report) -> list[tuple[str, str]]:

@@ -26,6 +26,8 @@ from edge_runtime.store import FileStore
 from edge_runtime.trainer_process import Job, ProcessTrainer
 
 if TYPE_CHECKING:
+    from edge_runtime.identity import Identity
+    from edge_runtime.seal import Seals
     from edge_runtime.serving import Loaded
 
 _EXIT_CODES = (
@@ -225,9 +227,18 @@ def _start(options: argparse.Namespace) -> None:
     hello = _hello(options, trainer.check())
     transport = Mqtt(link(options, device, who))
     try:
-        Agent(fleet, device, store, trainer, transport, hello).run(until_signal())
+        Agent(fleet, device, store, trainer, transport, hello, _seals(who)).run(until_signal())
     finally:
         store.close()
+
+
+def _seals(who: "Identity | None") -> "Seals | None":
+    """Make what a device with an identity seals by."""
+    if who is None or who.coordinator is None:
+        return None
+    from edge_runtime import seal
+
+    return seal.seals(who.fleet, who.name, who.key, who.coordinator)
 
 
 def _hello(options: argparse.Namespace, found: dict[str, float]) -> Hello:

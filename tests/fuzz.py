@@ -20,8 +20,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from edge_runtime import coding, grid, message, models, narrow, peers, personal, seed_set, serving, setup, wire
+from edge_runtime import coding, grid, message, models, narrow, peers, personal, seal, seed_set, serving, setup, wire
 from edge_runtime.algorithm import Fitted, Model
 from edge_runtime.algorithms import fedavg, fedh2l, ffgg
 from edge_runtime.compression import (
@@ -208,12 +210,31 @@ def _messages() -> Iterator[Target]:
         message.Fate("run", 2, "train", "ab" * 32, "applied"),
     )
     yield Target("message", message.decode, tuple(message.encode(one) for one in spoken), message.MAX_MESSAGE_BYTES)
+    yield from _sealed(spoken)
     card = setup.ModelCard("mlp", _LAYOUT)
     yield Target("setup", setup.decode, (setup.encode(setup.Setup("fedavg", {"lr": 0.1}, card, 0)),), 1 << 16)
     start = peers.Start(("a", "b"), 3, 10.0, "ring", 2, 0, 1 << 20)
     yield Target("start", lambda data: peers.decode_start(data, "a"), (peers.encode_start(start),), 1 << 16)
     seeds = seed_set.SeedSet(rng.normal(size=(8, 6)).astype(np.float32), np.arange(8) % 2, ("a", "b"))
     yield Target("seed set", seed_set.decode, (seed_set.encode(seeds),), 1 << 16)
+
+
+def _sealed(spoken: tuple[message.Message, ...]) -> Iterator[Target]:
+    """Attack what is before the signature, with the right key, and what is behind it, signed anew."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    key = seal.Key(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public, where = seal.PublicKey(private.public_key()), seal.place("fleet", "down", "a")
+    head = seal.Head(b"coordina", bytes(8), 1)
+    told = tuple(seal.put_in(key, where, head, message.encode(one)) for one in spoken[:4])
+    yield Target("envelope", lambda data: seal.take_out(public, where, data), told, message.MAX_CONTROL_BYTES)
+
+    def take(data: bytes) -> object:
+        device = seal.DeviceSeal("fleet", "a", key, public, tags=lambda: bytes(8))
+        return device.open(seal.put_in(key, where, head, data[: message.MAX_CONTROL_BYTES]))
+
+    yield Target("sealed message", take, tuple(message.encode(one) for one in spoken[:4]), message.MAX_CONTROL_BYTES)
+    start = peers.Start(("a", "b"), 3, 10.0, "ring", 2, 0, 1 << 20, (base64.b64encode(public.point()).decode(), ""))
+    yield Target("start with keys", lambda data: peers.decode_start(data, "a"), (peers.encode_start(start),), 1 << 16)
 
 
 def mutate(rng: np.random.Generator, samples: tuple[bytes, ...]) -> bytes:

@@ -181,3 +181,8 @@ def test_log_lines_go_through_the_table_while_it_is_shown(monkeypatch: pytest.Mo
         logging.getLogger().warning("a device is late")
     assert handler.stream is stream
     assert "a device is late" in stream.getvalue()
+
+
+def test_messages_that_were_refused_are_shown() -> None:
+    assert "refused" not in "".join(drawn(status()))
+    assert "1,234 messages refused" in drawn(dataclasses.replace(status(), dropped=1234))[1]

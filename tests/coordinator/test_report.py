@@ -193,7 +193,7 @@ def test_the_schema_of_version_one_has_these_keys_and_types() -> None:
     top = {
         "schema": str, "run": str, "algorithm": str, "rounds": int, "model": dict, "seed": int, "broker": str,
         "configuration": dict, "versions": dict, "times": dict, "devices": list, "summary": dict,
-        "rounds_detail": list, "rejected": list, "privacy": type(None), "baselines": dict,
+        "rounds_detail": list, "rejected": list, "dropped": dict, "privacy": type(None), "baselines": dict,
     }  # fmt: skip
     assert {key: type(value) for key, value in made.items()} == top
     assert made["schema"] == "edge-runtime/report/1"
@@ -346,3 +346,12 @@ def test_a_rejected_update_is_counted_for_its_device_and_told_in_the_summary() -
     assert made["rejected"][1] == {"round": 1, "device": "liar", "reason": "again"}
     told = str(summary.summary_table(made).caption)
     assert "2 updates of 1 device rejected (liar: Up.values: holds a value that is not finite)" in told
+
+
+def test_messages_that_no_honest_device_sends_are_reported_by_device_and_told_in_the_summary() -> None:
+    dropped = {"(strangers)": {"unknown": 2}, "a": {"stale": 1, "forged": 7}}
+    made = report.build(dataclasses.replace(INFO, dropped=dropped), [])
+    assert made["dropped"] == dropped
+    assert "9 messages refused (a: forged)" in str(summary.summary_table(made).caption)
+    quiet = report.build(dataclasses.replace(INFO, dropped={"a": {"stale": 1, "repeated": 3}}), [])
+    assert summary.summary_table(quiet).caption is None
