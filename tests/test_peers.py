@@ -4,15 +4,19 @@ In the whole runs a toy stands in for training: a device's Up of a round is the 
 heard, so that anything that is lost, counted twice or out of turn anywhere changes every later hash.
 """
 
+import base64
 import dataclasses
 import hashlib
 import json
 import random
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from edge_runtime import peers
 from edge_runtime.agent import Device, TopicCircle, hear
@@ -32,6 +36,7 @@ from edge_runtime.message import (
     encode,
 )
 from edge_runtime.peers import KEPT, Ask, Learn, PeersCore, Remember, Say, SayChunks, Start
+from edge_runtime.seal import FORGED, REPEATED, UNSEALED, Key, PeerSeal, PublicKey
 from edge_runtime.store import FileStore, MemoryStore
 from edge_runtime.trainer_process import Outcome
 from edge_runtime.transport import CALM, Faults, Loopback
@@ -418,8 +423,15 @@ class World:
     """Devices on a bus that were told of a run once, by a coordinator that is never heard of again."""
 
     def __init__(
-        self, seed: int, start: Start, faults: Faults, crash: float, dead: dict[str, int] | None = None
+        self,
+        seed: int,
+        start: Start,
+        faults: Faults,
+        crash: float,
+        dead: dict[str, int] | None = None,
+        keys: dict[str, Key] | None = None,
     ) -> None:
+        self.keys = keys or {}
         self.random, self.bus, self.start, self.crash = random.Random(seed), Loopback(seed, faults), start, crash
         self.dead = dead or {}
         """The round in which a device vanishes for good."""
@@ -453,7 +465,8 @@ class World:
     def _boot(self, name: str, birth: int) -> None:
         store, end = self.stores[name], self.ends[name]
         setup, down = store.write(b"setup"), store.write(peers.encode_start(self.start))
-        circle = TopicCircle("f", name, end, lambda: self.bus.now_s)
+        seal = PeerSeal("f", name, self.keys[name]) if self.keys else None
+        circle = TopicCircle("f", name, end, lambda: self.bus.now_s, seal)
         trainer: Any = SimpleNamespace(start=lambda task: self.train(name, birth, task))
         fragile: Any = Fragile(store, self.boundary)
 
@@ -564,3 +577,80 @@ def test_a_device_that_comes_back_late_goes_through_all_its_rounds() -> None:
     world.bus.later(100.0, lambda: world.boot("c"))
     assert set(world.run()) == set("abcdef")
     assert world.stores["c"].memory.talk.said[-1].round == 11  # type: ignore[union-attr]
+
+
+def with_keys(start: Start) -> tuple[Start, dict[str, Key]]:
+    """Give every peer a key, and the start what it must say of them."""
+    private = {name: ec.generate_private_key(ec.SECP256R1()) for name in start.peers}
+    points = [PublicKey(private[name].public_key()).point() for name in start.peers]
+    pem = Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    keys = {name: Key(key.private_bytes(*pem)) for name, key in private.items()}
+    return dataclasses.replace(start, keys=tuple(base64.b64encode(point).decode() for point in points)), keys
+
+
+def harass(world: World, forger: Key) -> None:
+    """Play again whatever is said, from now on, and say other things in the names of those who said it."""
+    end, seen = world.bus.end(), set[bytes]()
+    other = b"what nobody learnt"
+
+    def hear_all(topic: str, payload: bytes) -> None:
+        if payload in seen:
+            return
+        seen.add(payload)
+        name, round_ = topic.split("/")[3], len(seen) % SIX.rounds
+        offer = offer_of(other, round_)
+        liar = PeerSeal("f", name, forger)
+        for data in (encode(offer), liar.seal_for_all(offer), encode(Chunk(offer.blob.digest, 0, other))):
+            seen.add(data)
+            end.send(f"edge/f/peer/{name}", data)
+        for _ in range(3):
+            world.bus.later(world.random.uniform(0.0, 30.0), lambda: end.send(topic, payload))
+
+    end.start(["edge/f/peer/+", "edge/f/ask/+/+"], hear_all, lambda up: None)
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_forged_or_played_again_among_equals_that_seal_changes_nothing(seed: int) -> None:
+    start, keys = with_keys(dataclasses.replace(SIX, topology="ring"))
+    world = World(seed, start, BAD, crash=0.02, keys=keys)
+    harass(world, with_keys(start)[1]["a"])
+    assert world.run() == in_step(start)
+    counts = sum((device.among.core.counts for device in world.devices.values() if device.among), Counter[str]())
+    assert all(counts[reason] for reason in (FORGED, UNSEALED, REPEATED))
+
+
+@pytest.mark.sim
+def test_among_equals_that_do_not_seal_a_forger_is_believed() -> None:
+    start = dataclasses.replace(SIX, topology="ring")
+    world = World(0, start, CALM, 0.0)
+    harass(world, with_keys(start)[1]["a"])
+    assert world.run() != in_step(start)
+
+
+def test_a_start_tells_the_keys_of_the_peers() -> None:
+    start, _ = with_keys(START)
+    gone = dataclasses.replace(start, keys=(start.keys[0], "", start.keys[2]))
+    for one in (start, gone):
+        assert peers.decode_start(peers.encode_start(one), "a") == one
+    assert set(gone.key_of()) == {"a", "c"}
+    assert b"keys" not in peers.encode_start(START)
+
+
+@pytest.mark.parametrize("keys", [["", ""], ["", "", 1], ["", "", "AAAA"], ["", "", "!"], "keys", [None] * 3])
+def test_a_start_with_other_than_a_key_for_each_is_refused(keys: Any) -> None:
+    data = json.dumps({**json.loads(peers.encode_start(START)), "keys": keys}).encode()
+    with pytest.raises(DecodeError, match="start: "):
+        peers.decode_start(data, "a")
+
+
+def test_a_device_that_seals_refuses_a_run_among_equals_that_do_not() -> None:
+    _, keys = with_keys(START)
+    store = MemoryStore()
+    setup, down = store.write(b"setup"), store.write(peers.encode_start(START))
+    circle = TopicCircle("f", "a", Loopback().end(), lambda: 0.0, PeerSeal("f", "a", keys["a"]))
+    sent: list[Any] = []
+    trainer: Any = SimpleNamespace(start=lambda task: None)
+    device = Device(store, trainer, lambda message: not sent.append(message), Hello("a"), lambda run: {}, circle)
+    device.handle(Task("run", 1, 0, "peers", "", setup, down))
+    assert "no keys" in sent[-1].reason
