@@ -5,7 +5,9 @@ decoded unless it was sealed by the device of its topic, which must be enrolled 
 coordinator, and newer than all before (`edge_runtime/seal.py`).
 """
 
+import base64
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,8 +80,8 @@ class Gate(Protocol):
         """Let some time pass."""
         ...
 
-    def point(self, device: str) -> bytes:
-        """Give the public key by which its peers know a device (compressed point); empty: it has none."""
+    def points(self, devices: Sequence[str]) -> tuple[str, ...]:
+        """Give the public keys by which equals know each other, as `peers.Start` has them; none: they do not seal."""
         ...
 
 
@@ -107,9 +109,9 @@ class Open:
     def tick(self) -> None:
         """Do nothing."""
 
-    def point(self, device: str) -> bytes:  # noqa: ARG002
-        """Give no key."""
-        return b""
+    def points(self, devices: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002
+        """Give no keys."""
+        return ()
 
 
 @dataclass
@@ -173,10 +175,10 @@ class Sealed:
         """Let everybody be answered again."""
         self._greeted.clear()
 
-    def point(self, device: str) -> bytes:
-        """Give the key of a device as a compressed point; empty: it is not enrolled any more."""
-        key = self._key_of(device)
-        return b"" if key is None else key.point()
+    def points(self, devices: Sequence[str]) -> tuple[str, ...]:
+        """Give the keys of devices as compressed points; an empty one of who is not enrolled any more."""
+        keys = map(self._key_of, devices)
+        return tuple("" if key is None else base64.b64encode(key.point()).decode() for key in keys)
 
     def _key_of(self, device: str) -> PublicKey | None:
         der = self._keys.key_of(device)

@@ -3,7 +3,6 @@
 Synchronous, without a thread or a clock of its own: `serve.py` feeds it from a transport, `simulate.py` from a loop.
 """
 
-import base64
 import dataclasses
 import hashlib
 import logging
@@ -341,14 +340,10 @@ class Coordinator:
         if self.core.progress.phase == "score":
             return self._remember_blob(self._choices.task(device, self._run.initial))
         if self.core.progress.phase == "peers":
-            return self._remember_blob(self._start())
+            cohort = self.core.progress.cohort
+            start = dataclasses.replace(self._run.start(cohort), keys=self._gate.points(cohort))
+            return self._remember_blob(peers.encode_start(start))
         return self._remember_blob(self._downlink.encode(device, first, self.core.progress.phase == "evaluate"))
-
-    def _start(self) -> bytes:
-        cohort = self.core.progress.cohort
-        points = [self._gate.point(device) for device in cohort] if self._gate.vouches else []
-        keys = tuple(base64.b64encode(point).decode() for point in points)
-        return peers.encode_start(dataclasses.replace(self._run.start(cohort), keys=keys))
 
     def _set_up(self, device: str) -> bytes:
         """Give the run as a device sees it; to say which channels matter to it, it must see the whole model."""

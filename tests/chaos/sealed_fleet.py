@@ -1,7 +1,7 @@
 """A fleet with identities on a broker that lets anybody do anything: a coordinator, light agents, and who means harm.
 
-Everything is real but the training: a toy whose result depends on every update being counted once, from the right
-state. All of it runs in threads of this process, each participant on a connection of its own.
+Everything is real but the training, which is that of `toy.py`. All of it runs in threads of this process, each
+participant on a connection of its own.
 """
 
 import contextlib
@@ -18,9 +18,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from edge_runtime import algorithm, wire
+from edge_runtime import algorithm
 from edge_runtime.agent import Agent
-from edge_runtime.compression import codec
 from edge_runtime.coordinator import broker as brokers
 from edge_runtime.coordinator.gate import Sealed
 from edge_runtime.coordinator.journal import Journal
@@ -36,72 +35,15 @@ from edge_runtime.setup import ModelCard, Setup
 from edge_runtime.store import FileStore
 from edge_runtime.trainer_process import Outcome
 from edge_runtime.tree import Layout
+from tests.chaos import light, toy
 
 FLEET = "f"
 HONEST = ("a", "b", "c")
-LAYOUT = Layout(("w",), ((25_000,),))
+VALUES = 25_000
+"""Of a Down and of an Up: 100 KB."""
+LAYOUT = Layout(("w",), ((VALUES,),))
 CHUNK_BYTES = 16_384
 _LIMIT_S = 300.0
-
-
-@dataclass(frozen=True)
-class Down:
-    """What a device is told."""
-
-    round: int
-    values: np.ndarray[Any, np.dtype[np.float32]]
-
-
-@dataclass(frozen=True)
-class Up:
-    """What it answers; 100 KB."""
-
-    round: int
-    value: int
-    rest: np.ndarray[Any, np.dtype[np.float32]]
-
-
-def answer(down: Down, times: int, device: str) -> Up:
-    """Make an update that depends on the model, on the device, and on how often it was applied."""
-    value = (times * 31 + sum(device.encode()) * 7 + int(down.values[0])) % 9973
-    return Up(down.round, value, np.random.default_rng(value).random(LAYOUT.size, np.float32))
-
-
-class Server:
-    """Adds the updates of a round up."""
-
-    def __init__(self, config: Any, layout: Layout, initial: Any, devices: Any, seed: int) -> None:
-        self.round, self.model, self.sum = 0, initial.copy(), 0
-
-    def down(self, device: str, first: bool) -> Down:
-        """Tell the model."""
-        return Down(self.round, self.model.copy())
-
-    def absorb(self, device: str, up: Up) -> None:
-        """Count an update in."""
-        self.sum += up.value
-
-    def close(self) -> None:
-        """End a round."""
-        self.round += 1
-        self.model[0] = (3 * self.model[0] + self.sum) % 9973
-        self.model[1:] = np.random.default_rng(self.round).random(LAYOUT.size - 1, np.float32)
-        self.sum = 0
-
-    def shared(self) -> Any:
-        """Give the model."""
-        return self.model
-
-    def state(self) -> dict[str, Any]:
-        """Give what a checkpoint holds."""
-        return {"round": self.round, "model": self.model}
-
-    def restore(self, state: Any) -> None:
-        """Take what a checkpoint held."""
-        self.round, self.model = state["round"], state["model"].copy()
-
-
-TOY = algorithm.Algorithm("toy", dict, Down, Up, object, Server)  # type: ignore[arg-type]
 
 
 class Trainer:
@@ -121,13 +63,10 @@ class Trainer:
     def _work(self, task: Task) -> None:
         time.sleep(self._pause_s)
         try:
-            state = self._store.state(task.base)
-            down = wire.decode(self._store.read(task.down.digest), Down, LAYOUT)
+            outcome = light.work(self._device, task, self._store)
         except OSError:
             return  # the task was overtaken by another
-        times = 1 + (0 if state is None else int(codec.decode_state(state, 4)["times"]))  # type: ignore[call-overload]
-        up = answer(down, times, self._device)
-        self._done(task, Outcome(wire.encode(up), codec.encode_state({"times": times})))
+        self._done(task, outcome)
 
     def stop(self) -> None:
         """Do nothing: what is under way is forgotten."""
@@ -219,8 +158,8 @@ class Fleet:
             chunk_bytes=CHUNK_BYTES,
             deadline_s=self.terms.deadline_s,
         )
-        description = Setup("toy", {}, ModelCard("own:toy", LAYOUT), 1)
-        run = Run(config, TOY, None, description, np.zeros(LAYOUT.size, np.float32))
+        description, parts = Setup("toy", {}, ModelCard("own:toy", LAYOUT), 1), algorithm.load("tests.chaos.toy")
+        run = Run(config, parts, toy.Config(VALUES, VALUES), description, np.zeros(LAYOUT.size, np.float32))
         journal, transport = Journal(self.folder / "run"), Mqtt(self.link("_coordinator"))
         plan, post = run.plan("run", journal.next_epoch()), TopicPost(FLEET, transport, self.gate)
         self.coordinator = Coordinator(plan, run, journal, post, self.gate)
@@ -261,8 +200,8 @@ class Fleet:
         finally:
             store.close()
 
-    def wait(self, busy: Callable[[], None] = lambda: time.sleep(0.05)) -> str:
-        """Wait for the end of the run, doing something in the meantime, and give a digest of all that it left.
+    def wait(self, busy: Callable[[], None] = lambda: time.sleep(0.05)) -> None:
+        """Wait for the end of the run, doing something in the meantime.
 
         Raises:
             RuntimeError: it did not end.
@@ -274,9 +213,17 @@ class Fleet:
                 raise RuntimeError(f"no end after {_LIMIT_S:.0f} s")
         if self.failures:
             raise RuntimeError(f"{type(self.failures[0]).__name__}: {self.failures[0]}")
-        bases = [self.agents[name].device.core.memory.base for name in HONEST]
-        left = [self.coordinator.server.shared().tobytes(), *(base.encode() for base in bases)]  # type: ignore[union-attr]
-        return hashlib.sha256(b"".join(left)).hexdigest()
+
+    def differs(self) -> str:
+        """Say what of the run's end is not as it should be after all rounds of the honest devices alone."""
+        model, pasts = toy.expected(HONEST, self.terms.rounds, 0)
+        left = self.coordinator.server.shared()
+        if left is None or not np.array_equal(left, toy.noise(model, LAYOUT.size)):
+            return "the model is another"
+        bases = {name: self.agents[name].device.core.memory.base for name in HONEST}
+        found = {name: light.past_of(self.stores[name].state(base)) for name, base in bases.items()}
+        wrong = [name for name in HONEST if found[name] != pasts[name]]
+        return f"the state of {', '.join(wrong)} is another" if wrong else ""
 
 
 class Hostile:

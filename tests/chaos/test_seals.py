@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_runtime.coordinator import broker as brokers
 from tests.chaos import seals
 from tests.chaos.scorecard import Scale
 
@@ -13,12 +14,13 @@ def test_a_row_is_met_at_a_small_scale(row: seals.Row, tmp_path: Path) -> None:
     assert figure.met, figure.text
 
 
-def test_an_attack_that_gets_through_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without counts and tags a replay is taken; the counts say so."""
+def test_an_attack_that_is_not_counted_and_a_state_that_is_another_are_told(tmp_path: Path) -> None:
     quiet = dataclasses.replace(seals.ATTACKS[0], strike=lambda *_: None)
-    terms = seals.Terms(1, pause_s=0.0)
-    digest = seals.undisturbed("amqtt", tmp_path / "peace", terms)
-    wrong, _ = seals.under((quiet,), "amqtt", tmp_path / "quiet", terms, digest)
+    terms = seals.Terms(2, pause_s=0.0)
+    wrong, _ = seals.under((quiet,), "amqtt", tmp_path / "quiet", terms)
     assert wrong.startswith("nothing was counted as forged")
-    wrong, _ = seals.under((), "amqtt", tmp_path / "other", terms, "another digest")
-    assert wrong == "another state"
+    with brokers.start("amqtt", folder=tmp_path / "broker") as broker, seals.Fleet(broker, tmp_path, terms) as fleet:
+        fleet.wait()
+        assert fleet.differs() == ""
+        fleet.terms = dataclasses.replace(terms, rounds=3)
+        assert fleet.differs() == "the model is another"

@@ -128,7 +128,7 @@ def test_a_revoked_device_is_not_heard_from_that_moment() -> None:
     members.gone.add("a")
     assert refusal(gate, device.seal(HELLO)).reason == seal.UNKNOWN
     assert refusal(gate, encode(Chunk("ab" * 32, 0, b"data"))).reason == seal.UNKNOWN
-    assert gate.point("a") == b""
+    assert gate.points(["a"]) == ("",)
 
 
 def test_chunks_are_taken_of_devices_that_were_heard_only() -> None:
