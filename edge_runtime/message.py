@@ -17,6 +17,8 @@ device speaks to all who listen to it, and `edge/FLEET/ask/DEVICE/PEER`, on whic
 devices that fetch it: devices read `edge/FLEET/all/+`, and nobody but the coordinator may write there. Nothing is
 retained.
 
+In a fleet with identities control messages travel in an envelope that says whose they are, 0xEC 0x02 (`seal.py`).
+
 Everything big is a blob: bytes known by their SHA-256. The sender only ever names a blob (in `Task` or `Offer`); the
 receiver asks for the chunks it lacks (`Need`), a window at a time, and keeps what has come over restarts (`spool.py`,
 `transfer.py`). The sender of a result cuts it as the Down of its task was cut. A message may be lost, doubled or late:
