@@ -238,7 +238,7 @@ class Mqtt:
                 self._witness.open()
 
     def _say_trouble(self) -> None:
-        """Say why there is no connection; aloud, once, where it may be for good: the other side's certificate or ours."""
+        """Say why there is no connection; aloud, once, where it may be for good: a certificate, theirs or ours."""
         trouble = self._trouble or f"the link to {self._link.address} was lost"
         aloud = "certificate" in trouble and trouble != self._said
         self._said = trouble if aloud else self._said
