@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime import config
+from edge_runtime import config, identity
 from edge_runtime.cli import Parser, add_common, until_signal
 from edge_runtime.coordinator import broker
 from edge_runtime.errors import ConfigError
@@ -28,6 +28,7 @@ _FLEET_EXAMPLES = """examples:
 _DEVICE_EXAMPLES = """examples:
   edge-coordinator device enroll gateway-7             # writes gateway-7.edge, to be carried to the device
   edge-coordinator device enroll gateway-7 --again     # a new key; what it had before is revoked
+  edge-coordinator device enroll gateway-7 --request gateway-7.csr   # of `edge-agent enroll --request gateway-7`
   edge-coordinator device list
   edge-coordinator device revoke gateway-7
 
@@ -143,11 +144,15 @@ def _add_enroll(parser: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE|DIR", help="where the bundles go (default ID.edge)")
     parser.add_argument("--days", type=int, metavar="N", help="how long the certificate is good for (default 730)")
     parser.add_argument("--again", action="store_true", help="for a device that is enrolled: revoke, and make anew")
+    parser.add_argument(
+        "--request", type=Path, metavar="FILE", help="of a device that makes its key itself: its ID.csr"
+    )
     group = parser.add_argument_group("where there is no fleet yet, it is made, as by `fleet init`")
     _add_init(group)
 
 
 def _enroll(options: argparse.Namespace) -> None:
+    request = _request(options)
     if not ((options.fleet_folder or Path("fleet")) / "fleet.toml").exists():
         if not options.host:
             raise ConfigError("there is no fleet yet: say with --host where devices will find its broker")
@@ -158,9 +163,21 @@ def _enroll(options: argparse.Namespace) -> None:
             raise ConfigError("--host: the fleet has a broker already: see `edge-coordinator fleet hosts`")
     for name in options.ids:
         path = _bundle_path(options, name)
-        days = {} if options.days is None else {"days": options.days}
-        write_atomic(path, fleet.enroll(name, again=options.again, **days), mode=0o600)
+        days: dict[str, int] = {} if options.days is None else {"days": options.days}
+        write_atomic(path, fleet.enroll(name, again=options.again, request=request, **days), mode=0o600)
         sys.stdout.write(f"{path}: carry it to {name}, and there: edge-agent enroll {path.name}\n")
+
+
+def _request(options: argparse.Namespace) -> bytes:
+    if options.request is None:
+        return b""
+    if len(options.ids) > 1:
+        raise ConfigError("--request is that of one device, and more than one ID was given")
+    try:
+        with options.request.open("rb") as file:
+            return bytes(file.read(identity.MAX_FILE_BYTES))
+    except OSError as error:
+        raise ConfigError(f"--request {options.request}: cannot be read: {error.strerror}") from error
 
 
 def _bundle_path(options: argparse.Namespace, name: str) -> Path:

@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -91,31 +92,36 @@ class Fleet:
         """The list of revoked certificates, PEM."""
         return self.broker / "crl.pem"
 
-    def enroll(self, name: str, days: int = DEVICE_DAYS, again: bool = False) -> bytes:
+    def enroll(self, name: str, days: int = DEVICE_DAYS, again: bool = False, request: bytes = b"") -> bytes:
         """Make a device's key and certificate, and give them as a bundle. The key is kept nowhere else.
 
         Args:
             name: the device's id.
             days: how long the certificate is good for.
             again: revoke the certificate that the device has.
+            request: of a device that made its key itself (PEM); the bundle then has none.
 
         Raises:
-            ConfigError: the id cannot be, or is enrolled already (unless `again`).
+            ConfigError: the id cannot be, or is enrolled already (unless `again`), or the request is not that device's.
         """
         check_name(name, "device")
         if name in (COORDINATOR, BROKER):
             raise ConfigError(f"device: {name!r} is taken by the fleet itself: choose another id")
         if not 0 < days <= _AUTHORITY_DAYS:
             raise ConfigError(f"--days {days}: a certificate is good for 1 to {_AUTHORITY_DAYS} days")
+        public = _requested(request, name) if request else None
         with self._lock():
             path = self._path(name)
             if path.exists() and not again:
                 raise ConfigError(f"{name!r} is enrolled already: --again revokes its certificate and makes another")
             if path.exists():
                 self._revoke(_certificate(path))
-            key, certificate = self.issue(name, days, ExtendedKeyUsageOID.CLIENT_AUTH, ())
+            if public is None:
+                key, certificate = self.issue(name, days, ExtendedKeyUsageOID.CLIENT_AUTH, ())
+            else:
+                key, certificate = b"", self._certify(public, name, days, ExtendedKeyUsageOID.CLIENT_AUTH, ())
             write_atomic(path, pem(certificate))
-        files = self.identity_of(name, key, certificate)
+        files = {file: data for file, data in self.identity_of(name, key, certificate).items() if data}
         return identity.pack({**files, identity.COORDINATOR: (self.coordinator / identity.CERTIFICATE).read_bytes()})
 
     def revoke(self, name: str) -> None:
@@ -206,18 +212,24 @@ class Fleet:
         self, name: str, days: int, purpose: x509.ObjectIdentifier, hosts: Sequence[str]
     ) -> tuple[bytes, x509.Certificate]:
         """Make a key (PEM), and a certificate for it that is good for one `purpose`, at `hosts` if it is a server's."""
-        key, signer, authority = (
-            ec.generate_private_key(ec.SECP256R1()),
-            self._signer(),
-            _certificate(self._authority()),
-        )
-        builder = _builder(name, days, key.public_key(), signer.public_key()).issuer_name(authority.subject)
+        key = ec.generate_private_key(ec.SECP256R1())
+        return _private(key), self._certify(key.public_key(), name, days, purpose, hosts)
+
+    def _certify(
+        self,
+        key: ec.EllipticCurvePublicKey,
+        name: str,
+        days: int,
+        purpose: x509.ObjectIdentifier,
+        hosts: Sequence[str],
+    ) -> x509.Certificate:
+        signer, authority = self._signer(), _certificate(self._authority())
+        builder = _builder(name, days, key, signer.public_key()).issuer_name(authority.subject)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         if hosts:
             builder = builder.add_extension(x509.SubjectAlternativeName(list(map(_general, hosts))), critical=False)
-        certificate = builder.add_extension(_usage(authority=False), critical=True).sign(signer, hashes.SHA256())
-        return _private(key), certificate
+        return builder.add_extension(_usage(authority=False), critical=True).sign(signer, hashes.SHA256())
 
     def _signer(self) -> ec.EllipticCurvePrivateKey:
         path = self.folder / "authority" / "ca.key"
@@ -330,6 +342,20 @@ def _general(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
     except ValueError as error:
         raise ConfigError(f"host {host!r}: not a name or an address") from error
+
+
+def _requested(request: bytes, name: str) -> ec.EllipticCurvePublicKey:
+    """Give the key for which a device asks for a certificate; of what else the request says, nothing is taken over."""
+    try:
+        asked = x509.load_pem_x509_csr(request)
+        key, proven = asked.public_key(), asked.is_signature_valid
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"--request: not a request that can be read: {error}") from error
+    if not proven or not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ConfigError("--request: not signed with the EC P-256 key that it is for")
+    if asked.subject != _called(name):
+        raise ConfigError(f"--request: it is that of {asked.subject.rfc4514_string()[:80]!r}, not of {name!r}")
+    return key
 
 
 def _private(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -6,7 +6,8 @@
     authority.pem    the fleet's authority, which signed that certificate, the broker's and the coordinator's
     coordinator.pem  the coordinator's certificate (on devices)
 
-A bundle is these files as one uncompressed tar, to be carried to the device. `pack` and `install` are each other's
+A bundle is these files as one uncompressed tar, to be carried to the device; without the key, where the device has made
+that itself (`request.py`). `pack` and `install` are each other's
 inverse; what `install` takes comes from outside. Nothing here needs more than the standard library.
 """
 
@@ -115,14 +116,23 @@ def pack(files: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def install(bundle: Path, folder: Path) -> Identity:
+def install(bundle: Path, folder: Path, own_key: bytes = b"") -> Identity:
     """Check a bundle and put what it holds into `folder`, where an older identity of the same fleet is replaced.
+
+    Args:
+        bundle: as `pack` made it.
+        folder: of this device alone.
+        own_key: PEM, for a bundle without a key: the device made it itself.
 
     Raises:
         ConfigError: not a bundle, its parts do not belong together, or `folder` has an identity of another fleet.
         DeviceError: the disk is full or cannot be written.
     """
     files = _unpack(bundle)
+    if KEY not in files:
+        if not own_key:
+            raise ConfigError(f"{bundle}: answers a request that was not made here: it has no key")
+        files[KEY] = own_key
     held = folder / AUTHORITY
     if held.exists() and held.read_bytes() != files[AUTHORITY]:
         raise ConfigError(f"{folder} is an identity in another fleet: remove that folder to leave that fleet")
@@ -209,7 +219,7 @@ def _unpack(bundle: Path) -> dict[str, bytes]:
                 found[member.name] = file.read(MAX_FILE_BYTES) if file else b""
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise ConfigError(f"{bundle}: not the bundle of a device: {error}") from error
-    if missing := [name for name in FILES if name not in found]:
+    if missing := [name for name in FILES if name not in found and name != KEY]:
         raise ConfigError(f"{bundle}: not the bundle of a device: {missing[0]} is missing")
     _settings(found[SETTINGS], bundle)
     return found

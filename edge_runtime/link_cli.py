@@ -7,6 +7,7 @@ from typing import Any
 
 from edge_runtime import config, identity
 from edge_runtime.errors import ConfigError
+from edge_runtime.files import write_atomic
 from edge_runtime.identity import Identity
 from edge_runtime.link import Link
 from edge_runtime.message import check_name
@@ -15,6 +16,7 @@ _HOST, _PORT, FLEET = "127.0.0.1", 1883, "default"
 _ENROLL_EXAMPLES = """examples:
   edge-coordinator device enroll gateway-7         # where the fleet is kept: writes gateway-7.edge
   edge-agent enroll gateway-7.edge                 # on the device, with that file
+  edge-agent enroll --request gateway-7            # or before: makes the key here, and gateway-7.csr to ask with
   edge-agent start --data /var/lib/sensors         # needs no flags for the broker, nor a name, any more
 
 """
@@ -110,16 +112,43 @@ def add_enroll(commands: Any, examples: str) -> None:
         epilog=_ENROLL_EXAMPLES + examples,
     )
     enroll.set_defaults(command=_enroll)
-    enroll.add_argument("bundle", type=Path, metavar="FILE", help="what was made for this device")
+    what = enroll.add_mutually_exclusive_group(required=True)
+    what.add_argument("bundle", type=Path, nargs="?", metavar="FILE", help="what was made for this device")
+    what.add_argument(
+        "--request", metavar="ID", help="make the key here, and ID.csr: for `edge-coordinator device enroll --request`"
+    )
     enroll.add_argument("--identity", type=Path, metavar="DIR", help="where to keep it (default: with what else lasts)")
     enroll.add_argument("--verbose", action="store_true", help="say more on stderr")
     enroll.set_defaults(threads=1)
 
 
 def _enroll(options: argparse.Namespace) -> None:
-    folder = options.identity or _folder() / identity.name_in(options.bundle)
-    found = identity.install(options.bundle, folder)
+    if options.request is not None:
+        _ask(options.request)
+        return
+    name = identity.name_in(options.bundle)
+    asked = _key_asked_with(name)
+    own_key = asked.read_bytes() if asked.exists() else b""
+    found = identity.install(options.bundle, options.identity or _folder() / name, own_key)
+    if found.key.read_bytes() == own_key:
+        asked.unlink()
     sys.stdout.write(
         f"this device is {found.name} in fleet {found.fleet}, with a broker at {found.host}:{found.port}; "
-        f"remove {options.bundle} now: it holds the private key\n"
+        f"remove {options.bundle} now: it may hold the private key\n"
     )
+
+
+def _ask(name: str) -> None:
+    """Make a key that stays here, and what to ask for a certificate with."""
+    from edge_runtime import request
+
+    key, asks = request.make(name)
+    path = _key_asked_with(name)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_atomic(path, key, mode=0o600)
+    write_atomic(Path(f"{name}.csr"), asks)
+    sys.stdout.write(f"{name}.csr: for `edge-coordinator device enroll {name} --request {name}.csr`\n")
+
+
+def _key_asked_with(name: str) -> Path:
+    return _folder() / f".{name}.key"

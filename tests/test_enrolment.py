@@ -134,6 +134,16 @@ def test_a_device_of_many_that_were_enrolled_here_must_be_named(shop: Shop) -> N
     assert "is one in fleet 'default'" in shop.run(AGENT, "start", "--id", "left", "--fleet", "other", rc=2)
 
 
+def test_a_key_that_was_made_on_the_device_stays_there(shop: Shop) -> None:
+    shop.run(AGENT, "enroll", "--request", "left")
+    shop.run(COORDINATOR, "device", "enroll", "left", "--request", "left.csr", "--host", "127.0.0.1")
+    assert b"PRIVATE" not in (shop.folder / "left.csr").read_bytes() + (shop.folder / "left.edge").read_bytes()
+    shop.run(AGENT, "enroll", "left.edge")
+    held = shop.folder / "state" / "edge-runtime" / "identities"
+    assert load(held / "left").name == "left"
+    assert [path.name for path in held.iterdir()] == ["left"]
+
+
 def test_insecure_is_loud(shop: Shop) -> None:
     said = shop.run(AGENT, "start", "--id", "left", "-h", "host.invalid", "--insecure", rc=3)
     assert "INSECURE: what is said to host.invalid:1883 can be read and changed by anybody on the way" in said

@@ -1,3 +1,4 @@
+import base64
 import io
 import os
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime import identity
+from edge_runtime import identity, request
 from edge_runtime.errors import ConfigError
 
 pki = pytest.importorskip("edge_runtime.coordinator.pki")
@@ -213,6 +214,44 @@ def test_a_fleet_is_made_once_and_half_a_fleet_is_none(tmp_path: Path, monkeypat
     with pytest.raises(ConfigError, match="there is a fleet already"):
         pki.create(tmp_path / "fleet", "homes", [])
     shutil.rmtree(tmp_path / "fleet")
+
+
+def test_a_device_that_makes_its_own_key_gets_a_bundle_without_one(fleet: "pki.Fleet", tmp_path: Path) -> None:
+    key, asks = request.make("left")
+    bundle = tmp_path / "left.edge"
+    bundle.write_bytes(fleet.enroll("left", request=asks))
+    assert "key.pem" not in files_of(bundle)
+    with pytest.raises(ConfigError, match="not made here"):
+        identity.install(bundle, tmp_path / "left")
+    with pytest.raises(ConfigError, match="do not belong together"):
+        identity.install(bundle, tmp_path / "left", request.make("left")[0])
+    made = identity.install(bundle, tmp_path / "left", key)
+    assert made.key.read_bytes() == key
+    assert fleet.key_of("left") is not None
+
+
+@pytest.mark.parametrize("kind", ["another's", "damaged", "nonsense", "large key"])
+def test_a_request_that_cannot_be_granted_is_refused(kind: str, fleet: "pki.Fleet") -> None:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    _, asks = request.make("right" if kind == "another's" else "left")
+    if kind == "nonsense":
+        asks = b"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"
+    elif kind == "damaged":
+        der = bytearray(x509.load_pem_x509_csr(asks).public_bytes(Encoding.DER))
+        der[-1] ^= 1  # of the signature
+        body = base64.encodebytes(bytes(der))
+        asks = b"-----BEGIN CERTIFICATE REQUEST-----\n" + body + b"-----END CERTIFICATE REQUEST-----\n"
+    elif kind == "large key":
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "left")])
+        builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
+        asks = builder.sign(ec.generate_private_key(ec.SECP384R1()), hashes.SHA256()).public_bytes(Encoding.PEM)
+    with pytest.raises(ConfigError, match="--request"):
+        fleet.enroll("left", request=asks)
+    assert fleet.key_of("left") is None
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
