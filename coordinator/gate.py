@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edge_runtime.errors import EdgeError
-from edge_runtime.message import Message, decode, encode
+from edge_runtime.message import Chunk, Message, decode, encode
 from edge_runtime.seal import (
     NOBODY,
     ORDINARY,
@@ -83,6 +83,26 @@ class Gate(Protocol):
 
     def points(self, devices: Sequence[str]) -> tuple[str, ...]:
         """Give the public keys by which equals know each other, as `peers.Start` has them; none: they do not seal."""
+        ...
+
+
+class Post(Protocol):
+    """The network as the coordinator sees it."""
+
+    def send(self, device: str, message: Message) -> bool:
+        """Send a message to a device; False: it was dropped."""
+        ...
+
+    def greet(self, device: str, stranger: bytes, message: Message) -> bool:
+        """Answer a device that spoke out of turn; False: it was dropped."""
+        ...
+
+    def share(self, chunk: Chunk) -> bool:
+        """Send a chunk to all devices that listen to its blob; False: it was dropped."""
+        ...
+
+    def room(self) -> bool:
+        """Say whether the network takes another chunk now."""
         ...
 
 
