@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from edge_runtime.message import Message, decode, encode
+from edge_runtime.errors import EdgeError
+from edge_runtime.message import Chunk, Message, decode, encode
 from edge_runtime.seal import (
     NOBODY,
     ORDINARY,
@@ -85,6 +86,26 @@ class Gate(Protocol):
         ...
 
 
+class Post(Protocol):
+    """The network as the coordinator sees it."""
+
+    def send(self, device: str, message: Message) -> bool:
+        """Send a message to a device; False: it was dropped."""
+        ...
+
+    def greet(self, device: str, stranger: bytes, message: Message) -> bool:
+        """Answer a device that spoke out of turn; False: it was dropped."""
+        ...
+
+    def share(self, chunk: Chunk) -> bool:
+        """Send a chunk to all devices that listen to its blob; False: it was dropped."""
+        ...
+
+    def room(self) -> bool:
+        """Say whether the network takes another chunk now."""
+        ...
+
+
 class Open:
     """The gate of a fleet without identities."""
 
@@ -135,6 +156,8 @@ class Sealed:
         self._read: dict[str, tuple[bytes, PublicKey]] = {}
         self._greeted: set[tuple[str, bytes]] = set()
         self._count = 0
+        self._trouble = ""
+        """Why keys cannot be looked up."""
 
     def seal(self, device: str, message: Message) -> bytes:
         """Encode and seal; with a device that has not answered yet, what it cannot take, but will answer to."""
@@ -181,7 +204,13 @@ class Sealed:
         return tuple("" if key is None else base64.b64encode(key.point()).decode() for key in keys)
 
     def _key_of(self, device: str) -> PublicKey | None:
-        der = self._keys.key_of(device)
+        try:
+            der, trouble = self._keys.key_of(device), ""
+        except EdgeError as error:
+            der, trouble = None, str(error)  # who cannot be looked up is not let in, until that is mended
+        if trouble != self._trouble:
+            self._trouble = trouble
+            log.error("%s", trouble or "keys of devices can be looked up again")
         if der is None:
             self._read.pop(device, None)
             self._pairs.pop(device, None)

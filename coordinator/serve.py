@@ -23,7 +23,7 @@ _MAX_UNSENT_BYTES = 4_194_304
 
 
 class TopicPost:
-    """The way out by topics of a transport; implements `server.Post`."""
+    """The way out by topics of a transport; implements `gate.Post`."""
 
     def __init__(self, fleet: str, transport: Transport, gate: Gate | None = None) -> None:
         self._fleet, self._transport, self._gate = fleet, transport, gate or Open()

@@ -8,7 +8,6 @@ import hashlib
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -37,7 +36,7 @@ from edge_runtime.coordinator.actions import (
 from edge_runtime.coordinator.choices import Choices
 from edge_runtime.coordinator.downlink import Downlink
 from edge_runtime.coordinator.downloads import Downloads
-from edge_runtime.coordinator.gate import EQUIVOCATION, MALFORMED, MISNAMED, OTHER_WIRE, Dropped, Gate, Open
+from edge_runtime.coordinator.gate import EQUIVOCATION, MALFORMED, MISNAMED, OTHER_WIRE, Dropped, Gate, Open, Post
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.rounds import RoundsCore
 from edge_runtime.coordinator.run import Run
@@ -62,26 +61,6 @@ from edge_runtime.setup import ModelCard
 log = logging.getLogger(__name__)
 
 _CACHED_BLOBS = 4
-
-
-class Post(Protocol):
-    """The network as the coordinator sees it."""
-
-    def send(self, device: str, message: Message) -> bool:
-        """Send a message to a device; False: it was dropped."""
-        ...
-
-    def greet(self, device: str, stranger: bytes, message: Message) -> bool:
-        """Answer a device that spoke out of turn; False: it was dropped."""
-        ...
-
-    def share(self, chunk: Chunk) -> bool:
-        """Send a chunk to all devices that listen to its blob; False: it was dropped."""
-        ...
-
-    def room(self) -> bool:
-        """Say whether the network takes another chunk now."""
-        ...
 
 
 @dataclass(frozen=True)

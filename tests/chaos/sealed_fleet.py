@@ -107,9 +107,18 @@ class Terms:
 class Fleet:
     """A run of the coordinator with its agents."""
 
-    def __init__(self, broker: brokers.Broker, folder: Path, terms: Terms, crooks: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        broker: brokers.Broker,
+        folder: Path,
+        terms: Terms,
+        crooks: tuple[str, ...] = (),
+        after: "Fleet | None" = None,
+    ) -> None:
+        """Prepare a run; `after` another one, with the same devices and what they keep."""
         self.broker, self.folder, self.terms = broker, folder, terms
-        self.members = Members(("coordinator", "mallory", *HONEST, *crooks))
+        self.run = "run" if after is None else f"{after.run}-next"
+        self.members = after.members if after else Members(("coordinator", "mallory", *HONEST, *crooks))
         self.members.gone.add("mallory")  # was enrolled once: a good key, and nobody any more
         self.gate = Sealed(FLEET, self.members.keys["coordinator"], self.members)
         self.failures: list[BaseException] = []
@@ -160,8 +169,8 @@ class Fleet:
         )
         description, parts = Setup("toy", {}, ModelCard("own:toy", LAYOUT), 1), algorithm.load("tests.chaos.toy")
         run = Run(config, parts, toy.Config(VALUES, VALUES), description, np.zeros(LAYOUT.size, np.float32))
-        journal, transport = Journal(self.folder / "run"), Mqtt(self.link("_coordinator"))
-        plan, post = run.plan("run", journal.next_epoch()), TopicPost(FLEET, transport, self.gate)
+        journal, transport = Journal(self.folder / self.run), Mqtt(self.link("_coordinator"))
+        plan, post = run.plan(self.run, journal.next_epoch()), TopicPost(FLEET, transport, self.gate)
         self.coordinator = Coordinator(plan, run, journal, post, self.gate)
         inbox = Inbox(transport, FLEET)
         inbox.start()

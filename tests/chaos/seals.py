@@ -267,6 +267,32 @@ def equivocation(kind: str, folder: Path) -> str:
     return ""
 
 
+def yesterday(kind: str, folder: Path, terms: Terms) -> str:
+    """Play every message of a whole run again into the next one, of the same devices."""
+    with brokers.start(kind, folder=folder / "broker") as broker:
+        hostile = Hostile(Fleet(broker, folder, terms).link("hostile"))
+        try:
+            with Fleet(broker, folder, terms) as first:
+                first.wait()
+            recorded = list(hostile.heard)
+            strikes = iter(range(1 << 30))
+
+            def strike() -> None:
+                at = next(strikes) * _AT_ONCE
+                for index in range(at, at + _AT_ONCE):
+                    hostile.say(*recorded[index % len(recorded)])
+                time.sleep(0.1)
+
+            with Fleet(broker, folder, terms, after=first) as fleet:
+                fleet.wait(strike)
+                stale = fleet.coordinator.dropped.total(STALE)
+                return fleet.differs() or ("" if stale > len(HONEST) else "nothing of it came")
+        except RuntimeError as error:
+            return str(error)
+        finally:
+            hostile.close()
+
+
 def flood(number: int) -> tuple[float, float, str]:
     """Give a gate and a device `number` messages that are not theirs; say how many bytes and microseconds each cost."""
     members = Members(("coordinator", "mallory", *HONEST))
@@ -324,6 +350,7 @@ def measure_gate(scale: Scale) -> Figure:
             wrong += [f"{kind}: {name}: {fault}"] if fault else []
         for name, fault in (
             ("slow loris", slow_loris(kind, scale.folder / kind / "loris", scale.of(5, 2))),
+            ("a whole run played again into the next", yesterday(kind, scale.folder / kind / "yesterday", terms)),
             ("two updates for one round", equivocation(kind, scale.folder / kind / "twice")),
         ):
             tried += 1

@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from edge_runtime import seal
 from edge_runtime.coordinator import gate as gates
 from edge_runtime.coordinator.gate import STRANGERS, Dropped, Sealed
-from edge_runtime.errors import DecodeError
+from edge_runtime.errors import ConfigError, DecodeError
 from edge_runtime.message import Blob, Chunk, Hello, Offer, Task, Welcome, encode
 from edge_runtime.seal import DeviceSeal, Key, PublicKey, SealError
 
@@ -174,3 +174,24 @@ def test_the_log_tells_ever_more_rarely(caplog: pytest.LogCaptureFixture) -> Non
         dropped.add("a", seal.FORGED, "the message is forged", True)
     assert len(caplog.messages) == 10
     assert caplog.messages[-1] == "dropped from a: the message is forged (512 so far)"
+
+
+def test_while_keys_cannot_be_looked_up_nobody_is_let_in_and_that_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken(Members):
+        broken = False
+
+        def key_of(self, device: str) -> bytes | None:
+            if self.broken:
+                raise ConfigError("crl.pem: cannot be read")
+            return super().key_of(device)
+
+    members = Broken()
+    gate, device = a_gate(members), a_device()
+    meet(gate, device)
+    members.broken = True
+    assert [refusal(gate, device.seal(HELLO)).reason for _ in range(3)] == [seal.UNKNOWN] * 3
+    members.broken = False
+    assert refusal(gate, device.seal(HELLO)).reason == seal.STALE
+    assert caplog.messages == ["crl.pem: cannot be read", "keys of devices can be looked up again"]

@@ -403,6 +403,29 @@ def test_sealed_messages_end_in_the_same_state_though_what_overtakes_another_is_
     assert sum(sum(world.births.values()) for world in worlds) > len(worlds)
 
 
+def play_again(world: World) -> None:
+    """Let whatever is said from now on be said once more, up to a minute later."""
+    end, seen, draw = world.bus.end(), set[bytes](), random.Random(0)
+
+    def hear_all(topic: str, payload: bytes) -> None:
+        if payload not in seen:
+            seen.add(payload)
+            world.bus.later(draw.uniform(0.0, 60.0), lambda: end.send(topic, payload))
+
+    end.start([up_topic("f", "+"), down_topic("f", "+")], hear_all, lambda up: None)
+
+
+@pytest.mark.sim
+def test_what_is_played_again_much_later_changes_nothing_though_both_sides_crash(
+    undisturbed: tuple[float, ...],
+) -> None:
+    seeds = range(min(SEEDS, PART) // 20)
+    worlds = [World(seed, FAULTS, 0.02, DeviceCore, DiskOfMemory, 0, sealed=True) for seed in seeds]
+    for world in worlds:
+        play_again(world)
+    assert not [seed for seed, world in enumerate(worlds) if world.run() != undisturbed]
+
+
 @pytest.fixture(scope="module")
 def undisturbed_long() -> tuple[float, ...]:
     return World(0, Faults(), 0.0, DeviceCore, DiskOfMemory, 0, LONG).run()
