@@ -145,8 +145,9 @@ def _r15(scale: Scale) -> Figure:
     plan = Plan(devices, rounds, seed=scale.seed, clocks=True, train_s=0.2, every_s=4.0, kinds=schedule.KILLS)
     harsh = _run(plan, scale)
     equal = _same(calm, harsh)
-    text = f"{'equal' if equal else 'NOT EQUAL'} in {_told(harsh)}, clocks at 1970, 2038 and an hour off, which jumped"
-    return Figure(f"{text} {harsh.details.get('jumps', 0)} times", equal, _facts(harsh))
+    years, jumps = harsh.details["years"], harsh.details.get("jumps", 0)
+    text = f"{'equal' if equal else 'NOT EQUAL'} in {_told(harsh)}, with clocks in {', '.join(map(str, years))}"
+    return Figure(f"{text} and an hour off, which jumped {jumps} times", equal and len(years) == 3, _facts(harsh))
 
 
 def _r18(scale: Scale) -> Figure:

@@ -247,7 +247,12 @@ class Trial:
         verdict.twice += sum(counts[name] < pasts[name].times for name in self.names)
         verdict.retrained = sum(number - 1 for number in diary.trained.values())
         verdict.leaked = leaks(self.home, [self.folder / "devices" / name for name in self.names])
-        verdict.details |= {"connected": diary.connected, "first_fate_s": diary.fate_s, "updates": len(held)}
+        verdict.details |= {
+            "years": sorted(diary.years),
+            "connected": diary.connected,
+            "first_fate_s": diary.fate_s,
+            "updates": len(held),
+        }
 
 
 def leaks(home: Path, stores: list[Path]) -> list[str]:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sqlite3
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 from edge_runtime.link import Link
@@ -118,12 +119,15 @@ class Diary:
         """By device, round and phase."""
         self.connected: dict[str, float] = {}
         """When each device was connected last."""
+        self.years: set[int] = set()
+        """By the clocks of the devices."""
         made: set[tuple[str, str]] = set()
         for line in path.read_text().splitlines() if path.exists() else ():
             at, name, what, *rest = line.split()
             match what:
                 case "connected":
                     self.connected[name] = float(at)
+                    self.years.add(datetime.fromtimestamp(int(rest[0]), UTC).year)
                 case "trained":
                     self.trained[name, rest[0], rest[1]] += 1
                     made.add((name, rest[2]))
