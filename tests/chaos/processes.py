@@ -33,7 +33,7 @@ def _killed(scale: Scale, broker: str) -> Plan:
 
 
 def _lossy(scale: Scale) -> Plan:
-    return _fleet(scale, every_s=8.0, kinds=schedule.KILLS, loss=0.1, limit_s=1200.0)
+    return _fleet(scale, every_s=8.0, kinds=schedule.KILLS, loss=0.1)
 
 
 def _brokers() -> Sequence[str]:
@@ -212,7 +212,8 @@ def _r21(scale: Scale) -> Figure:
 def _links(scale: Scale) -> Figure:
     devices, rounds = scale.of(60, 10), scale.of(20, 4)
     calm = _run(Plan(devices, rounds, seed=scale.seed), scale)
-    harsh = _run(Plan(devices, rounds, seed=scale.seed, every_s=2.0, slow=True, heckle=50.0, train_s=0.1), scale)
+    plan = Plan(devices, rounds, seed=scale.seed, every_s=2.0, early=True, slow=True, heckle=50.0, train_s=0.1)
+    harsh = _run(plan, scale)
     equal = _same(calm, harsh)
     return Figure(f"{'equal' if equal else 'NOT EQUAL'} in {_told(harsh)}", equal, _facts(harsh))
 

@@ -35,6 +35,11 @@ class Rounds:
         if self.finished_s is None and facts.get("finished") == "yes":
             self.finished_s = now_s
 
+    @property
+    def opened(self) -> bool:
+        """Say whether the first round is open, or was."""
+        return bool(self._ask("SELECT 1 FROM round LIMIT 1"))
+
     def filled(self, round_: int, number: float) -> bool:
         """Say whether so many updates of a round have come, and not all."""
         if not self.began or self.began[-1][0] != round_:
