@@ -144,7 +144,7 @@ class Trial:
         if heckler is not None:
             verdict.details["heckled"] = heckler.close()
         if spy is not None:
-            verdict.details["chunks_again"] = spy.close()
+            verdict.details["bytes_again"] = spy.close()
         verdict.orphans = len(fleet.end_agents())
         verdict.kills = dict(fleet.kills)
         self._measure()
@@ -200,6 +200,8 @@ class Trial:
             self.rounds.look(now_s)
             if fault and due_s is None and self.rounds.opened:
                 due_s = now_s + fault.wait_s
+            if self.rounds.finished_s is not None:
+                fault = None  # all that is left to do is the report
             if fault and faults and due_s is not None and now_s >= due_s:
                 fleet.suffer(fault)
                 self.struck.append((now_s, fault.kind))

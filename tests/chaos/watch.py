@@ -92,25 +92,26 @@ def updates(home: Path) -> list[tuple[str, str, int, str]]:
 
 
 class Spy:
-    """Counts the chunks that devices send, as their broker carries them."""
+    """Notes the chunks that devices send, as their broker carries them."""
 
     def __init__(self, port: int) -> None:
-        self._counts: Counter[tuple[str, str, int]] = Counter()
+        self._seen: set[tuple[str, str, int]] = set()
+        self._again: Counter[str] = Counter()
         self._transport = Mqtt(Link("127.0.0.1", port, "spy"))
         self._transport.start(["edge/default/up/+"], self._hear, lambda up: None)
 
     def close(self) -> dict[str, int]:
-        """Go, and say how many chunks each device has sent again."""
+        """Go, and say how many bytes of chunks each device has sent again."""
         self._transport.close()
-        again: Counter[str] = Counter()
-        for (device, _, _), count in self._counts.items():
-            again[device] += count - 1
-        return dict(again)
+        return dict(self._again)
 
     def _hear(self, topic: str, payload: bytes) -> None:
         message = decode(payload) if payload[:1] != b"{" else None
         if isinstance(message, Chunk):
-            self._counts[topic.rsplit("/", 1)[1], message.digest, message.index] += 1
+            device = topic.rsplit("/", 1)[1]
+            chunk = device, message.digest, message.index
+            self._again[device] += len(message.data) if chunk in self._seen else 0
+            self._seen.add(chunk)
 
 
 class Diary:
