@@ -129,6 +129,8 @@ class DeviceCore:
         self._hello = hello
         self._incoming: Incoming | None = None
         self._tuned: Blob | None = None
+        self._heard = False
+        """Whether the coordinator has said anything since the last hello of a start or a new connection."""
 
     def resume(self, task: Task) -> None:
         """Be at a run among equals again that the memory says is not over."""
@@ -141,12 +143,13 @@ class DeviceCore:
 
     @property
     def waiting(self) -> bool:
-        """Say whether something is outstanding, so that `tick` should come soon."""
-        return self.memory.pending is not None or self._incoming is not None
+        """Say whether something is outstanding, an answer to the hello included, so that `tick` should come soon."""
+        return self.memory.pending is not None or self._incoming is not None or not self._heard
 
     def start(self) -> list[Action]:
         """Say hello (after a start or a new connection), offer what is pending, and ask anew for what was under way."""
         asked: list[Action] = [Send(self._incoming.ask())] if self._incoming is not None else []
+        self._heard = False
         return [Send(self._hello), *self._offer(), *asked]
 
     def tick(self) -> list[Action]:
@@ -164,6 +167,7 @@ class DeviceCore:
 
     def handle(self, message: Message) -> list[Action]:
         """Take a message from the coordinator; what is not for a device, or not now, gives no action."""
+        self._heard = True
         match message:
             case Task():
                 return self._on_task(message)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edge_runtime import socket_bytes
+from edge_runtime import mqtt, socket_bytes
 from edge_runtime.coordinator import broker as brokers
 from edge_runtime.errors import ConfigError, LinkError
 from edge_runtime.mqtt import Link, Mqtt
@@ -325,6 +325,25 @@ def test_of_two_clients_with_one_id_exactly_one_gives_up_and_says_why(
     time.sleep(0.5)
     assert winner.mqtt.error is None
     assert not loser.mqtt.send("t/twin", b"")
+
+
+def test_connections_that_held_for_a_while_are_no_series_of_failures(
+    connect: Callable[..., End], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt, "_GOOD_S", 0.1)
+    monkeypatch.setattr(mqtt, "_TAKEOVERS", 1000)  # this server hangs up on one connection at a time
+    made = []
+
+    def hang_up(connection: socket.socket) -> None:
+        accepting(connection)
+        made.append(time.monotonic())
+        time.sleep(0.2)
+        connection.shutdown(socket.SHUT_RDWR)
+
+    with server(hang_up) as port:
+        device = connect(port, "device", ["t"], max_retry_s=60.0)
+        assert until(lambda: len(made) > 12, 30.0)
+        device.mqtt.close()
 
 
 def test_a_broker_that_comes_and_goes_is_not_taken_for_a_twin(connect: Callable[..., End], tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from edge_runtime.message import Blob, Chunk, Fate, Hello, Need, Offer, Refuse, Status, Task
+from edge_runtime.message import Blob, Chunk, Fate, Hello, Need, Offer, Refuse, Status, Task, Welcome
 from edge_runtime.protocol import Check, DeviceCore, Keep, Memory, Recall, Remember, Send, SendChunks, Train, Tune
 
 SETUP, DOWN, UP = (Blob(letter * 64, size) for letter, size in (("a", 10), ("b", 100_000), ("c", 70_000)))
@@ -180,6 +180,16 @@ def test_a_pending_result_is_cut_in_smaller_chunks_when_its_task_is() -> None:
 def test_a_device_says_hello_at_the_start_and_offers_what_is_pending() -> None:
     assert core().start() == [Send(Hello("boot"))]
     assert core(Memory("run", 1, 0, "", SETUP.digest, OFFER)).start() == [Send(Hello("boot")), Send(OFFER)]
+
+
+def test_a_device_waits_for_an_answer_to_each_hello() -> None:
+    device = core()
+    device.start()
+    assert device.waiting
+    device.handle(Welcome("run"))
+    assert not device.waiting
+    device.start()
+    assert device.waiting
 
 
 def test_scores_come_before_the_round_of_their_number_and_change_no_state() -> None:

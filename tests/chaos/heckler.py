@@ -45,11 +45,11 @@ class Heckler:
                 self._said += self._transport.send(topic, payload)
 
     def _garble(self, payload: bytes) -> bytes:
-        """Make garbage: what is well-formed and says something else is forged, which only a signature shows."""
+        """Make garbage: what is well-formed and says something else would be a forgery, seen by its signature alone."""
         if self._random.random() < 0.5:
             return self._random.randbytes(self._random.randrange(200))
-        if payload[:1] == b"{":
-            return payload[: self._random.randrange(len(payload))]
+        if payload[:1] == b"{" or not payload:
+            return payload[: self._random.randrange(1 + len(payload) // 2)]
         data = bytearray(payload)
         data[self._random.randrange(len(data))] ^= 1 << self._random.randrange(8)
         return bytes(data)

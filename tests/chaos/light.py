@@ -84,7 +84,7 @@ class Trainer:
         self._latest = None
 
     def _serve(self, task: Task) -> None:
-        time.sleep(self._train_s)
+        threading.Event().wait(self._train_s)  # time.sleep stumbles over faketime
         try:
             outcome = work(self._name, task, self._store)
         except (DecodeError, OSError) as error:
@@ -132,7 +132,7 @@ class Watched(Mqtt):
             receive(topic, payload)
 
         def changed(up: bool) -> None:
-            self._diary.note(self._name, "connected" if up else "lost")
+            self._diary.note(self._name, "connected" if up else "lost", round(time.time()))
             connected(up)
 
         super().start(topics, heard, changed)

@@ -29,11 +29,11 @@ def figure_of(name: str, tmp_path: Path, part: float = 0.04) -> None:
 def test_a_fleet_whose_parts_are_killed_stopped_and_heckled_ends_as_an_undisturbed_one(
     kind: str, tmp_path: Path
 ) -> None:
-    verdict = trial(Plan(20, 10, broker=kind, seed=3, every_s=1.0, slow=True, heckle=20.0, limit_s=150.0), tmp_path)
+    plan = Plan(20, 10, broker=kind, seed=3, every_s=3.0, slow=True, heckle=20.0, train_s=0.3, limit_s=150.0)
+    verdict = trial(plan, tmp_path)
     assert verdict.clean, verdict
     assert verdict.right, verdict
-    assert sum(verdict.kills.values()) > 1
-    assert verdict.lives >= 1
+    assert sum(verdict.kills.values()) > 0
 
 
 def test_an_update_that_is_lost_or_made_twice_would_show(tmp_path: Path) -> None:
@@ -68,6 +68,7 @@ def test_clocks_that_are_wrong_and_jump_change_nothing(tmp_path: Path) -> None:
     assert verdict.clean, verdict
     assert verdict.right, verdict
     assert verdict.details["jumps"] > 0
+    assert {1970, 2038} < set(verdict.details["years"])
 
 
 def test_a_schedule_is_the_same_for_the_same_seed_and_only_for_that() -> None:

@@ -41,6 +41,8 @@ class Plan:
     every_s: float = 0.0
     """Between two faults; 0: undisturbed."""
     kinds: tuple[str, ...] = tuple(schedule.KINDS)
+    early: bool = False
+    """Whether faults begin with the first process, not with the first round."""
     loss: float = 0.0
     """Part of the packets that the devices' links lose, both ways."""
     slow: bool = False
@@ -55,7 +57,7 @@ class Plan:
     """That each message carries, both ways; four bytes each."""
     chunk: int = 4_096
     train_s: float = 0.02
-    limit_s: float = 600.0
+    limit_s: float = 1800.0
     sample_s: float = 1.0
     """Between two looks at memory and open files."""
     away_s: float = 0.0
@@ -142,7 +144,7 @@ class Trial:
         if heckler is not None:
             verdict.details["heckled"] = heckler.close()
         if spy is not None:
-            verdict.details["chunks_again"] = spy.close()
+            verdict.details["bytes_again"] = spy.close()
         verdict.orphans = len(fleet.end_agents())
         verdict.kills = dict(fleet.kills)
         self._measure()
@@ -189,14 +191,18 @@ class Trial:
         drawn = schedule.faults(plan.seed, plan.every_s, self.names, plan.kinds, plan.away_s)
         faults = drawn if plan.every_s else None
         fault = next(faults) if faults else None
-        due_s = began_s + fault.wait_s if fault else began_s + plan.limit_s
+        due_s = began_s + fault.wait_s if fault and plan.early else None
         jumps = [began_s + 3.0, began_s + 6.0] if plan.clocks else []
         sample_s, strike = began_s, plan.strike
         while not fleet.finished and time.monotonic() < began_s + plan.limit_s:
             fleet.step(0.02)
             now_s = time.monotonic()
             self.rounds.look(now_s)
-            if fault and faults and now_s >= due_s:
+            if fault and due_s is None and self.rounds.opened:
+                due_s = now_s + fault.wait_s
+            if self.rounds.finished_s is not None:
+                fault = None  # all that is left to do is the report
+            if fault and faults and due_s is not None and now_s >= due_s:
                 fleet.suffer(fault)
                 self.struck.append((now_s, fault.kind))
                 fault = next(faults)
@@ -247,7 +253,12 @@ class Trial:
         verdict.twice += sum(counts[name] < pasts[name].times for name in self.names)
         verdict.retrained = sum(number - 1 for number in diary.trained.values())
         verdict.leaked = leaks(self.home, [self.folder / "devices" / name for name in self.names])
-        verdict.details |= {"connected": diary.connected, "first_fate_s": diary.fate_s, "updates": len(held)}
+        verdict.details |= {
+            "years": sorted(diary.years),
+            "connected": diary.connected,
+            "first_fate_s": diary.fate_s,
+            "updates": len(held),
+        }
 
 
 def leaks(home: Path, stores: list[Path]) -> list[str]:

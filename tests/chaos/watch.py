@@ -4,6 +4,7 @@ import contextlib
 import os
 import sqlite3
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 from edge_runtime.link import Link
@@ -33,6 +34,11 @@ class Rounds:
             self.began.append((round_, now_s))
         if self.finished_s is None and facts.get("finished") == "yes":
             self.finished_s = now_s
+
+    @property
+    def opened(self) -> bool:
+        """Say whether the first round is open, or was."""
+        return bool(self._ask("SELECT 1 FROM round LIMIT 1"))
 
     def filled(self, round_: int, number: float) -> bool:
         """Say whether so many updates of a round have come, and not all."""
@@ -86,25 +92,26 @@ def updates(home: Path) -> list[tuple[str, str, int, str]]:
 
 
 class Spy:
-    """Counts the chunks that devices send, as their broker carries them."""
+    """Notes the chunks that devices send, as their broker carries them."""
 
     def __init__(self, port: int) -> None:
-        self._counts: Counter[tuple[str, str, int]] = Counter()
+        self._seen: set[tuple[str, str, int]] = set()
+        self._again: Counter[str] = Counter()
         self._transport = Mqtt(Link("127.0.0.1", port, "spy"))
         self._transport.start(["edge/default/up/+"], self._hear, lambda up: None)
 
     def close(self) -> dict[str, int]:
-        """Go, and say how many chunks each device has sent again."""
+        """Go, and say how many bytes of chunks each device has sent again."""
         self._transport.close()
-        again: Counter[str] = Counter()
-        for (device, _, _), count in self._counts.items():
-            again[device] += count - 1
-        return dict(again)
+        return dict(self._again)
 
     def _hear(self, topic: str, payload: bytes) -> None:
         message = decode(payload) if payload[:1] != b"{" else None
         if isinstance(message, Chunk):
-            self._counts[topic.rsplit("/", 1)[1], message.digest, message.index] += 1
+            device = topic.rsplit("/", 1)[1]
+            chunk = device, message.digest, message.index
+            self._again[device] += len(message.data) if chunk in self._seen else 0
+            self._seen.add(chunk)
 
 
 class Diary:
@@ -118,12 +125,15 @@ class Diary:
         """By device, round and phase."""
         self.connected: dict[str, float] = {}
         """When each device was connected last."""
+        self.years: set[int] = set()
+        """By the clocks of the devices."""
         made: set[tuple[str, str]] = set()
         for line in path.read_text().splitlines() if path.exists() else ():
             at, name, what, *rest = line.split()
             match what:
                 case "connected":
                     self.connected[name] = float(at)
+                    self.years.add(datetime.fromtimestamp(int(rest[0]), UTC).year)
                 case "trained":
                     self.trained[name, rest[0], rest[1]] += 1
                     made.add((name, rest[2]))

@@ -55,6 +55,14 @@ def test_the_first_round_opens_when_enough_devices_said_hello() -> None:
     assert core.opened(("a", "b")) == [Assign("a", False), Assign("b", False)]
 
 
+def test_after_a_restart_nobody_need_say_hello_for_the_next_round_to_open() -> None:
+    accepted = {"a": UP.digest, "b": UP.digest}
+    core = RoundsCore(Plan("run", 2, 2, 3), Progress(cohort=DEVICES, accepted=accepted, known=set(DEVICES)))
+    assert core.start() == [Assign("c", False)]
+    assert deliver(core, "c") == [Tell("c", fate("applied")), Close()]
+    assert core.closed() == [Sample(DEVICES)]
+
+
 def test_a_round_closes_when_its_whole_cohort_has_answered_and_the_next_opens() -> None:
     core = opened()
     assert deliver(core, "a") == [Tell("a", fate("applied"))]
