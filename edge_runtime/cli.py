@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_EXIT_CODES = (
-    """exit codes: 0 stopped on request, 2 wrong flag, key or data, 3 no broker, 4 this device cannot, 5 run failed"""
-)
+_EXIT_CODES = """exit codes: 0 stopped on request, 1 a fault of this program, 2 wrong flag, key or data, 3 no broker, 4 this device cannot, 5 run failed"""
 _START_EXAMPLES = """examples:
   edge-agent start --data /var/lib/sensors         # after `edge-agent enroll gateway-7.edge`
   edge-agent start --id gateway-7 -h broker.lan --cafile broker.pem -u sensors -P secret --data /var/lib/sensors
