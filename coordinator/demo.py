@@ -80,7 +80,9 @@ def simulated(tables: Tables, runs: Path, faults: Faults, compute: Compute, base
     return _report(outcomes, names, {"data": config.table(settings)}, folder, runs)
 
 
-def coordinate(tables: Tables, connection: Link, folder: Path, runs: Path, gate: Gate | None = None) -> Reported:
+def coordinate(
+    tables: Tables, connection: Link, folder: Path, runs: Path, gate: Gate | None, beat: session.Beat
+) -> Reported:
     """Coordinate one run over a broker, or go on with it; with a `gate` messages are sealed.
 
     Raises:
@@ -89,7 +91,7 @@ def coordinate(tables: Tables, connection: Link, folder: Path, runs: Path, gate:
     (run,) = _plans(tables, baseline=False)
     folder.mkdir(parents=True, exist_ok=True)
     with _watching(run, [], lambda: None) as watch:
-        outcome = session.over_mqtt(run, connection, folder / run.config.algorithm, "external", watch, gate)
+        outcome = session.over_mqtt(run, connection, folder / run.config.algorithm, "external", watch, gate, beat)
     return _report([outcome], [], {}, folder, runs)
 
 

@@ -39,6 +39,8 @@ _GOOD_S = 3.0
 """A connection that lived for so long was none of a series of failures."""
 _TAKEOVERS = 3
 _CLOSE_S = 0.8
+_STUCK_S = 60.0
+"""Longer than connecting and any callback may take."""
 _SMALL_BYTES = 8_192
 """After a larger packet, a broker that hangs up may mean the packet."""
 
@@ -68,7 +70,7 @@ class Mqtt:
         self._connected: Connected = lambda up: None
         self._up = self._was_up = False
         self._trouble = ""
-        self._up_since_s = 0.0
+        self._up_since_s = self._turned_s = 0.0
         self._lock = threading.Lock()
         self._waiting: deque[int] = deque()
         self._waiting_bytes = self._largest_bytes = 0
@@ -139,6 +141,11 @@ class Mqtt:
             self._waiting_bytes += size_bytes
             self._largest_bytes = max(self._largest_bytes, size_bytes)
             return True
+
+    def alive(self) -> bool:
+        """Say whether the network thread is there and has not been stuck for long, whatever the broker does."""
+        longest_s = _STUCK_S + self._link.max_retry_s
+        return self._thread.is_alive() and time.monotonic() - self._turned_s < longest_s
 
     def traffic(self) -> Traffic:
         """Count what crossed the sockets so far, over all reconnections: MQTT and TLS included, TCP and IP not."""
@@ -242,6 +249,7 @@ class Mqtt:
         self._trouble, self._up_since_s, self._largest_bytes = "", 0.0, 0
         if self._tls is not None:
             mind_clock(self._tls, self._link)
+        self._turned_s = time.monotonic()
         try:
             self._client.reconnect()
         except OSError as error:
@@ -265,6 +273,7 @@ class Mqtt:
 
     def _loop(self) -> bool:
         """Read and write what there is; False if the connection must not be used any more."""
+        self._turned_s = time.monotonic()
         try:
             self._client.loop(1.0)
         except Exception:  # a packet that paho stumbles over: its parser is only fit again after a reconnection
