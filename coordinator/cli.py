@@ -98,8 +98,8 @@ The same command again goes on with a run that was interrupted.
 _UNIT_EXAMPLES = """examples:
   edge-coordinator unit --memory-mb 1000 -- --config /etc/edge/run.toml -h broker.lan
 
-What follows `--` is what `edge-coordinator start` is to be told. Files of --cafile, --cert, --key and --password-file are
-read by systemd and handed over.
+What follows `--` is what `edge-coordinator start` is to be told. Files of --cafile, --cert, --key and --password-file
+are read by systemd and handed over.
 
 """
 

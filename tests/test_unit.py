@@ -49,6 +49,13 @@ def manager(tmp_path: Path) -> Iterator[socket.socket]:
         yield sock
 
 
+def heard(manager: socket.socket) -> bytes:
+    try:
+        return manager.recv(100)
+    except TimeoutError:
+        return b""
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here: apt install systemd")
 @pytest.mark.parametrize("flags", [[], ["--user", "daemon", "--memory-mb", "400"]], ids=["usual", "user"])
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -107,9 +114,8 @@ def test_the_units_program_says_that_it_is_ready_alive_and_stopping(
                 process.send_signal(signal.SIGSTOP)  # the loop does not turn
                 time.sleep(0.2)
                 manager.settimeout(0.5)
-                with pytest.raises(TimeoutError):
-                    while manager.recv(100):
-                        pass
+                while heard(manager):
+                    pass
                 manager.settimeout(10.0)
                 process.send_signal(signal.SIGCONT)
                 process.terminate()
