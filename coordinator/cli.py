@@ -96,7 +96,7 @@ _START_EXAMPLES = """examples:
 The same command again goes on with a run that was interrupted.
 """
 _UNIT_EXAMPLES = """examples:
-  edge-coordinator unit --memory-mb 1000 -- --config /etc/edge/run.toml -h broker.lan
+  edge-coordinator unit --memory-mb 1000 -- --config /etc/edge/run.toml --fleet-folder /var/lib/edge-coordinator/fleet
 
 What follows `--` is what `edge-coordinator start` is to be told. Files of --cafile, --cert, --key and --password-file
 are read by systemd and handed over.

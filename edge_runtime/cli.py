@@ -52,11 +52,11 @@ between two answers. At the broker of a fleet --listen takes an identity of its 
 
 """
 _UNIT_EXAMPLES = """examples:
-  edge-agent unit -- --id gateway-7 -h broker.lan --data /var/lib/sensors > /etc/systemd/system/edge-agent.service
-  edge-agent unit --user sensors --memory-mb 400 -- --id gateway-7 -h broker.lan
+  edge-agent unit -- --identity /etc/edge/gateway-7.edge --data /srv/sensors > /etc/systemd/system/edge-agent.service
+  edge-agent unit --user sensors --memory-mb 400 -- --id gateway-7
 
 What follows `--` is what `edge-agent start` is to be told. --memory-mb is that of start: what tasks may take; what the
-agent takes is added. Files of --cafile, --cert, --key and --password-file are read by systemd and handed over.
+agent takes is added. Files of --identity, --cafile, --cert, --key and --password-file are read by systemd and handed over.
 
 """
 _MEASURE_EXAMPLES = """examples:
