@@ -9,9 +9,9 @@ amqtt 0.12.1 is a pure Python broker, there wherever pip is. What this guard cha
 * a client could claim a packet of 256 MB and have it buffered: packets have a limit;
 * a client that sent packets of a forbidden type was read on for as long as it went on, at full speed: it is hung up on;
 * a silent connection, before CONNECT or after, stayed for ever: deadlines, and keep-alive as MQTT has it (1.5 times);
-* clients that came over and over left the others no time, as each costs some milliseconds: they are let in one by one;
+* clients that came over and over left the others no time, as each costs milliseconds: they are let in one by one;
 * messages for a client that does not read were kept without limit: a limit per client, then they are dropped;
-* a client that floods the broker was read as fast as it sent, and all others waited behind what it had said: a client is
+* a client that floods the broker was read as fast as it sent, and others waited behind what it had said: a client is
   read on when most of what it said has been passed on, clients take turns, and each has a share of what may wait.
 
 With a fleet (`pki.py`) it speaks TLS and lets in only who has a certificate of it (`doors.py`): its CN is user and
@@ -88,7 +88,7 @@ class Reader(StreamReaderAdapter):  # type: ignore[misc]  # amqtt is untyped
         if n > MAX_PACKET_BYTES:
             raise ConnectionAbortedError(f"a packet of {n} bytes; the limit is {MAX_PACKET_BYTES}")
         if n <= 1:
-            while self.backlog is not None and self.backlog.qsize() >= MAX_UNHEARD and not self.stopped:
+            while self._unheard() >= MAX_UNHEARD and not self.stopped:  # noqa: ASYNC110  # amqtt's queue has no event
                 await asyncio.sleep(_PAUSE_S)
             return bytes(await super().read(n))  # between packets: the keep-alive watches over this
         try:
@@ -96,6 +96,9 @@ class Reader(StreamReaderAdapter):  # type: ignore[misc]  # amqtt is untyped
                 return bytes(await super().read(n))
         except TimeoutError as error:
             raise ConnectionAbortedError(f"a packet that took longer than {PACKET_S:.0f} s") from error
+
+    def _unheard(self) -> int:
+        return 0 if self.backlog is None else self.backlog.qsize()
 
 
 class Said(bytes):
@@ -166,7 +169,7 @@ class GuardedBroker(Broker):  # type: ignore[misc]
         bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         secured = {"ssl": True} if fleet else {}
         super().__init__({"listeners": {"default": {"type": "tcp", "bind": bind, **secured}}, "plugins": {}})
-        self._broadcast_queue = asyncio.Queue(_TURNS)
+        self._broadcast_queue: asyncio.Queue[Any] = asyncio.Queue(_TURNS)
         self._hashes = hashes
         self._open = 0
         self._next_s = 0.0

@@ -53,7 +53,7 @@ class TopicPost:
 class Inbox:
     """A bounded queue between the transport's thread and the coordinator's; what does not fit is lost, and repaired.
 
-    Devices take turns, and each has a share of its own: one that floods the coordinator keeps none of the others waiting.
+    Devices take turns, and each has a share of its own: one that floods the coordinator keeps no other waiting.
     """
 
     def __init__(self, transport: Transport, fleet: str) -> None:
@@ -71,7 +71,7 @@ class Inbox:
         self._transport.start([up_topic(self._fleet, "+")], self._receive, self._connected)
 
     def take(self, timeout_s: float) -> tuple[str, bytes] | bool | None:
-        """Give a message with its topic, or whether the link is up where that has changed; None: nothing came in time."""
+        """Give a message with its topic, or whether the link is up where that has changed; None: nothing came."""
         with self._changed:
             if not self._link and not self._waiting and not self._changed.wait(timeout_s):
                 return None

@@ -56,7 +56,8 @@ _UNIT_EXAMPLES = """examples:
   edge-agent unit --user sensors --memory-mb 400 -- --id gateway-7
 
 What follows `--` is what `edge-agent start` is to be told. --memory-mb is that of start: what tasks may take; what the
-agent takes is added. Files of --identity, --cafile, --cert, --key and --password-file are read by systemd and handed over.
+agent takes is added. Files of --identity, --cafile, --cert, --key and --password-file are read by systemd and handed
+over.
 
 """
 _MEASURE_EXAMPLES = """examples:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edge_runtime.errors import ConfigError
-from edge_runtime.quota import Quota
+from edge_runtime.quota import ANY, Quota
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Link:
     keepalive_s: int = 30
     max_packet_bytes: int = 131_072
     max_queued_bytes: int = 33_554_432
-    quota: Quota = Quota()
+    quota: Quota = ANY
     retry_s: float = 1.0
     max_retry_s: float = 30.0
 

@@ -26,7 +26,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_runtime.errors import ConfigError, LinkError
 from edge_runtime.link import CONNECT_S, Link, Witness, mind_clock, outlived, tls_context, why_closed, why_unreachable
-from edge_runtime.quota import Pace, Quota
+from edge_runtime.quota import ANY, Pace
 from edge_runtime.socket_bytes import SocketBytes
 from edge_runtime.transport import Connected, Receive, Traffic
 
@@ -79,7 +79,7 @@ class Mqtt:
         self._waiting: deque[int] = deque()
         self._waiting_bytes = self._largest_bytes = 0
         """Bytes that wait for the socket, and the largest packet on this connection."""
-        self._pace = Pace(link.quota) if link.quota != Quota() else None
+        self._pace = Pace(link.quota) if link.quota != ANY else None
         self._held: deque[tuple[str, bytes]] = deque()
         """What the quota does not let go yet."""
         self._bytes = SocketBytes()
@@ -114,8 +114,11 @@ class Mqtt:
 
     def _subscribe(self, topics: Sequence[str]) -> int | None:
         """Subscribe, a few topics at a time; give the id of the first request."""
-        parts = [topics[start : start + _FILTERS] for start in range(0, len(topics), _FILTERS)]
-        return [self._client.subscribe([(topic, 0) for topic in part])[1] for part in parts][0]
+        first, rest = topics[:_FILTERS], topics[_FILTERS:]
+        _, number = self._client.subscribe([(topic, 0) for topic in first])
+        if rest:
+            self._subscribe(rest)
+        return number
 
     def unlisten(self, topics: Sequence[str]) -> None:
         """Subscribe to these no longer, now or after a reconnection."""

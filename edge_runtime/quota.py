@@ -15,6 +15,7 @@ class Quota:
     size_bytes: int = 0
 
 
+ANY = Quota()
 AWS = Quota(100, 512_000)
 """AWS IoT Core, message broker limits of each connection: 100 publish requests, 512 KB."""
 

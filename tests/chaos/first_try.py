@@ -112,17 +112,28 @@ def quickstart(scale: Scale) -> Figure:
     built, python = wheel(folder), environment(folder / "environment")
     rounds = scale.of(5, 1)
     started = time.monotonic()
-    install = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python), "install", "--quiet"]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--python",
+        str(python),
+        "install",
+        "--quiet",
+    ]
     subprocess.run([*install, "--no-deps", "--no-index", str(built)], check=True, env=_plain())
     installed = time.monotonic()
     command = [str(python.with_name("edge-coordinator")), "demo", "--parts", "3", "--rounds", str(rounds)]
     command += ["--no-baseline", "--broker", "amqtt", "--json"]
     before = os.times()
-    with subprocess.Popen(
-        command, cwd=folder, env=_plain(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as demo:
-        with watching(demo) as seen:
-            said, _ = demo.communicate()
+    with (
+        subprocess.Popen(
+            command, cwd=folder, env=_plain(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as demo,
+        watching(demo) as seen,
+    ):
+        said, _ = demo.communicate()
     after = os.times()
     ended = time.monotonic()
     shutil.rmtree(folder)

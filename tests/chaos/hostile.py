@@ -244,7 +244,13 @@ def besieged(kind: str, scale: Scale) -> dict[str, object]:
         start = time.monotonic()
         time.sleep(calm_s)
         attacked = time.monotonic()
-        command = [sys.executable, "-m", "tests.chaos.hostile", str(broker.port), up_topic("default", os.environ.get("FLOODED", names[0]))]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.chaos.hostile",
+            str(broker.port),
+            up_topic("default", os.environ.get("FLOODED", names[0])),
+        ]
         command += [str(flood_s), str(scale.part)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         ended = time.monotonic()
