@@ -258,6 +258,7 @@ def besieged(kind: str, scale: Scale) -> dict[str, object]:
         over = time.monotonic()
     calm = watched.durations_s(start, attacked)
     disturbed = watched.durations_s(attacked, ended)
+    rounds_after = sum(ended < mark for mark in watched.rounds_s)
     before, during = watched.rss_bytes(start, attacked), watched.rss_bytes(attacked, over)
     shutil.rmtree(folder)
     return {
@@ -268,6 +269,7 @@ def besieged(kind: str, scale: Scale) -> dict[str, object]:
         "longest_disturbed_round_s": max(disturbed),
         "disturbed_rounds_s": [round(one, 2) for one in disturbed],
         "calm_rounds_s": [round(one, 2) for one in calm],
+        "rounds_after": rounds_after,
         "slower": statistics.median(disturbed) / statistics.median(calm),
         "strangers": done.stdout.split("\n")[:-1],
     }
