@@ -15,6 +15,7 @@ from edge_runtime.cli import (
     add_common,
     add_compute,
     add_data,
+    add_unit,
     compute_table,
     data_table,
     run_command,
@@ -25,9 +26,10 @@ from edge_runtime.coordinator.device_cli import add_fleet_commands, add_fleet_fo
 from edge_runtime.errors import ConfigError
 from edge_runtime.link_cli import add_link, link
 from edge_runtime.link_cli import fleet_of as fleet_name
+from edge_runtime.notify import Notifier
 
-_EXIT_CODES = """exit codes: 0 done, 1 a fault of this program, 2 wrong flag, key or data, 3 no broker, 4 disk or device,
-5 run failed, 130 Ctrl-C"""
+_EXIT_CODES = """exit codes: 0 done, 1 a fault of this program, 2 wrong flag, key or data, 3 no broker,
+4 disk or device, 5 run failed, 130 Ctrl-C"""
 _TABLES = ("run", "algorithm", "data", "variant")
 # What half a step costs is in docs/wire.md.
 _CODED = {"up": "step:0.5", "down": "step:0.5"}
@@ -92,6 +94,13 @@ _START_EXAMPLES = """examples:
 
 The same command again goes on with a run that was interrupted.
 """
+_UNIT_EXAMPLES = """examples:
+  edge-coordinator unit --memory-mb 1000 -- --config /etc/edge/run.toml --fleet-folder /var/lib/edge-coordinator/fleet
+
+What follows `--` is what `edge-coordinator start` is to be told. Files of --cafile, --cert, --key and --password-file
+are read by systemd and handed over.
+
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -113,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_export(commands)
     run_cli.add_run_commands(commands, _command)
+    _add_unit(commands)
     add_bench(commands, _command)
     return parser
 
@@ -229,7 +239,25 @@ def _start(options: argparse.Namespace) -> None:
     folder = options.folder or options.runs / time.strftime("%Y%m%d-%H%M%S")
     connection = link(options, f"_coordinator-{tables['run']['fleet']}", who)
     gate = Sealed(who.fleet, read_key(who.key), fleet) if fleet and who else None
-    finish(coordinate(tables, connection, folder, options.runs, gate), options.json)
+    with Notifier(*config.service_manager()) as notifier:
+        finish(coordinate(tables, connection, folder, options.runs, gate, notifier.beat), options.json)
+
+
+def _add_unit(commands: Any) -> None:
+    add_unit(commands, "edge-coordinator", _UNIT_EXAMPLES + _EXIT_CODES).set_defaults(command=_unit)
+
+
+def _unit(options: argparse.Namespace) -> None:
+    from edge_runtime.unit import Unit, credentials, render
+
+    start = _parser().parse_args(["start", *options.arguments])
+    arguments, files = credentials(start, options.arguments)
+    folder = [] if start.folder else ["--folder", "run"]  # under the unit's own: started anew it goes on with the run
+    name = f"edge-runtime: coordinator of {fleet_name(start, None)}"
+    command = ["start", *arguments, *folder]
+    # A run that is finished is not to be started again.
+    unit = Unit("edge-coordinator", name, command, files, options.user, options.memory_mb, "on-failure")
+    sys.stdout.write(render(unit))
 
 
 def _add_report(commands: Any) -> None:

@@ -80,7 +80,9 @@ def simulated(tables: Tables, runs: Path, faults: Faults, compute: Compute, base
     return _report(outcomes, names, {"data": config.table(settings)}, folder, runs)
 
 
-def coordinate(tables: Tables, connection: Link, folder: Path, runs: Path, gate: Gate | None = None) -> Reported:
+def coordinate(
+    tables: Tables, connection: Link, folder: Path, runs: Path, gate: Gate | None, beat: session.Beat
+) -> Reported:
     """Coordinate one run over a broker, or go on with it; with a `gate` messages are sealed.
 
     Raises:
@@ -88,21 +90,23 @@ def coordinate(tables: Tables, connection: Link, folder: Path, runs: Path, gate:
     """
     (run,) = _plans(tables, baseline=False)
     folder.mkdir(parents=True, exist_ok=True)
-    return _coordinate(run, connection, folder / run.config.algorithm, runs, gate)
+    return _coordinate(run, connection, folder / run.config.algorithm, runs, gate, beat)
 
 
-def go_on(run: Run, connection: Link, folder: Path, gate: Gate | None = None) -> Reported:
+def go_on(run: Run, connection: Link, folder: Path, gate: Gate | None, beat: session.Beat) -> Reported:
     """Go on with the run that `folder` holds.
 
     Raises:
         EdgeError: of whatever cannot be.
     """
-    return _coordinate(run, connection, folder, folder.parent.parent, gate)
+    return _coordinate(run, connection, folder, folder.parent.parent, gate, beat)
 
 
-def _coordinate(run: Run, connection: Link, folder: Path, runs: Path, gate: Gate | None) -> Reported:
+def _coordinate(
+    run: Run, connection: Link, folder: Path, runs: Path, gate: Gate | None, beat: session.Beat
+) -> Reported:
     with _watching(run, [], lambda: None) as watch:
-        outcome = session.over_mqtt(run, connection, folder, "external", watch, gate)
+        outcome = session.over_mqtt(run, connection, folder, "external", watch, gate, beat)
     return _report([outcome], [], {}, folder.parent, runs)
 
 

@@ -9,7 +9,10 @@ amqtt 0.12.1 is a pure Python broker, there wherever pip is. What this guard cha
 * a client could claim a packet of 256 MB and have it buffered: packets have a limit;
 * a client that sent packets of a forbidden type was read on for as long as it went on, at full speed: it is hung up on;
 * a silent connection, before CONNECT or after, stayed for ever: deadlines, and keep-alive as MQTT has it (1.5 times);
-* messages for a client that does not read were kept without limit: a limit per client, then they are dropped.
+* clients that came over and over left the others no time, as each costs milliseconds: they are let in one by one;
+* messages for a client that does not read were kept without limit: a limit per client, then they are dropped;
+* a client that floods the broker was read as fast as it sent, and others waited behind what it had said: a client is
+  read on when most of what it said has been passed on, clients take turns, and each has a share of what may wait.
 
 With a fleet (`pki.py`) it speaks TLS and lets in only who has a certificate of it (`doors.py`): its CN is user and
 client id, each may say and hear what the fleet's rules allow, and who is revoked is hung up on within `WATCH_S`. amqtt
@@ -24,6 +27,7 @@ import math
 import signal
 import ssl
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter
 from amqtt.broker import Action, Broker
 from amqtt.mqtt.connack import BAD_USERNAME_PASSWORD, ConnackPacket
+from amqtt.mqtt.constants import QOS_0
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.session import OutgoingApplicationMessage, Session
 from amqtt.utils import gen_client_id
@@ -49,7 +54,16 @@ log = logging.getLogger(__name__)
 
 CONNECT_S = 10.0
 PACKET_S = 60.0
-MAX_QUEUED_BYTES = 67_108_864
+MAX_QUEUED_BYTES = 33_554_432
+MAX_SHARE_BYTES = 4_194_304
+"""Of what waits for one client, from one client: four times what a device is sent at a time."""
+MAX_UNHEARD = 32
+"""Messages of one client that wait to be passed on: above that it is not read."""
+CONNECT_PAUSE_S = 0.02
+"""From one client's coming in to the next one's: two hundred that come at once are in after four seconds."""
+_TURNS = 8
+"""Messages of all clients whose turn has come."""
+_PAUSE_S = 0.005
 WATCH_S = 0.5
 
 
@@ -60,6 +74,8 @@ class Reader(StreamReaderAdapter):  # type: ignore[misc]  # amqtt is untyped
     name: str | None = None
     """Whom the client's certificate names."""
     serial = 0
+    backlog: "asyncio.Queue[Any] | None" = None
+    """What this client said, and nobody has been told yet."""
 
     async def read(self, n: int = -1) -> bytes:
         """Read exactly `n` bytes.
@@ -72,6 +88,8 @@ class Reader(StreamReaderAdapter):  # type: ignore[misc]  # amqtt is untyped
         if n > MAX_PACKET_BYTES:
             raise ConnectionAbortedError(f"a packet of {n} bytes; the limit is {MAX_PACKET_BYTES}")
         if n <= 1:
+            while self._unheard() >= MAX_UNHEARD and not self.stopped:  # noqa: ASYNC110  # amqtt's queue has no event
+                await asyncio.sleep(_PAUSE_S)
             return bytes(await super().read(n))  # between packets: the keep-alive watches over this
         try:
             async with asyncio.timeout(PACKET_S):
@@ -79,11 +97,26 @@ class Reader(StreamReaderAdapter):  # type: ignore[misc]  # amqtt is untyped
         except TimeoutError as error:
             raise ConnectionAbortedError(f"a packet that took longer than {PACKET_S:.0f} s") from error
 
+    def _unheard(self) -> int:
+        return 0 if self.backlog is None else self.backlog.qsize()
+
+
+class Said(bytes):
+    """What a client said."""
+
+    by = ""
+    """Its id."""
+
 
 class Handler(BrokerProtocolHandler):  # type: ignore[misc]
     """The protocol with one client: keep-alive enforced, and a bound on what waits for it."""
 
-    _waiting_bytes = 0
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Begin with nothing that waits."""
+        super().__init__(*arguments, **options)
+        self._waiting_bytes = 0
+        self._shares: Counter[str] = Counter()
+        self._turns: dict[str, asyncio.Lock] = {}
 
     def handle_read_timeout(self) -> None:
         """Take a client that has been silent for too long as gone."""
@@ -103,13 +136,22 @@ class Handler(BrokerProtocolHandler):  # type: ignore[misc]
         The message that is returned is empty: amqtt keeps it while an earlier one, to any client, is under way.
         """
         empty = OutgoingApplicationMessage(None, topic, qos, b"", retain)
-        if self.session is None or self._waiting_bytes + len(data) > MAX_QUEUED_BYTES:
+        by = data.by if isinstance(data, Said) else ""
+        full = self._waiting_bytes + len(data) > MAX_QUEUED_BYTES or self._shares[by] + len(data) > MAX_SHARE_BYTES
+        if self.session is None or full:
             return empty
         self._waiting_bytes += len(data)
+        self._shares[by] += len(data)
         try:
-            await super().mqtt_publish(topic, data, qos, retain, ack_timeout)
+            # One message of each client waits for the socket, so that who says much does not come before the others.
+            async with self._turns.setdefault(by, asyncio.Lock()) if qos == QOS_0 else contextlib.nullcontext():
+                await super().mqtt_publish(topic, data, qos, retain, ack_timeout)
         finally:
             self._waiting_bytes -= len(data)
+            self._shares[by] -= len(data)
+            if not self._shares[by]:
+                del self._shares[by]
+                self._turns.pop(by, None)
         return empty
 
 
@@ -127,8 +169,10 @@ class GuardedBroker(Broker):  # type: ignore[misc]
         bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         secured = {"ssl": True} if fleet else {}
         super().__init__({"listeners": {"default": {"type": "tcp", "bind": bind, **secured}}, "plugins": {}})
+        self._broadcast_queue: asyncio.Queue[Any] = asyncio.Queue(_TURNS)
         self._hashes = hashes
         self._open = 0
+        self._next_s = 0.0
         self.refusals = Refusals()
         self._doors = _doors(fleet, self.refusals) if fleet else None
 
@@ -164,13 +208,20 @@ class GuardedBroker(Broker):  # type: ignore[misc]
         self._open += 1
         try:
             guarded = Reader(reader)
-            if self._open <= MAX_CONNECTIONS and self._opens_to(guarded, writer):
+            if self._open <= MAX_CONNECTIONS and self._opens_to(guarded, writer) and await self._turn(reader):
                 await self._client_connected(listener_name, guarded, StreamWriterAdapter(writer))
         except Exception as error:  # noqa: BLE001  # whatever a client sends may end its own connection, and nothing else
             log.info("a connection ended: %r", error)
         finally:
             self._open -= 1
             writer.close()
+
+    async def _turn(self, reader: asyncio.StreamReader) -> bool:
+        """Wait for this client's turn to come in; False if it is gone by then."""
+        now_s = asyncio.get_running_loop().time()
+        pause_s, self._next_s = max(0.0, self._next_s - now_s), max(self._next_s, now_s) + CONNECT_PAUSE_S
+        await asyncio.sleep(pause_s)
+        return not reader.at_eof() and reader.exception() is None
 
     def _opens_to(self, reader: Reader, writer: asyncio.StreamWriter) -> bool:
         """Read the client's certificate, which TLS has verified already; False if it is revoked."""
@@ -212,6 +263,7 @@ class GuardedBroker(Broker):  # type: ignore[misc]
             await ConnackPacket.build(0, BAD_USERNAME_PASSWORD).to_stream(writer)
             return
         await self._forget(client_session.client_id)
+        reader.backlog = client_session.delivered_message_queue
         try:
             await super()._handle_client_session(reader, writer, client_session, handler, server, listener_name)
         finally:
@@ -240,6 +292,13 @@ class GuardedBroker(Broker):  # type: ignore[misc]
         await self._delete_session(client_id)
         if handler is not None:
             await handler.handle_connection_closed()
+
+    async def _broadcast_message(
+        self, session: Session | None, topic: str | None, data: bytes | bytearray | None, force_qos: int | None = None
+    ) -> None:
+        said = Said(data or b"")
+        said.by = str(session.client_id) if session else ""
+        await super()._broadcast_message(session, topic, said, force_qos)
 
     async def retain_message(self, *arguments: Any) -> None:
         """Retain nothing."""

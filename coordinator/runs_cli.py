@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edge_runtime import identity
+from edge_runtime import config, identity
 from edge_runtime.coordinator.bench_cli import Command
 from edge_runtime.coordinator.device_cli import add_fleet_folder, fleet_of
 from edge_runtime.errors import ConfigError, RunError
 from edge_runtime.link_cli import add_link, link
+from edge_runtime.notify import Notifier
 
 _LATEST = Path("runs/latest")
 _STOP_EXAMPLES = """examples:
@@ -110,7 +111,8 @@ def _resume(options: argparse.Namespace) -> None:
     given = dataclasses.asdict(link(options, known.client_id, who))
     connection = dataclasses.replace(known, **{key: value for key, value in given.items() if value is not None})
     gate = Sealed(who.fleet, read_key(who.key), fleet) if fleet and who else None
-    finish(demo.go_on(run, connection, folder, gate), options.json)
+    with Notifier(*config.service_manager()) as notifier:
+        finish(demo.go_on(run, connection, folder, gate, notifier.beat), options.json)
 
 
 def _replay(options: argparse.Namespace) -> None:

@@ -2,8 +2,9 @@
 
 import functools
 import logging
-import queue
+import threading
 import time
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -19,6 +20,10 @@ log = logging.getLogger(__name__)
 _Given = TypeVar("_Given")
 _TICK_S = 2.0
 _MAX_QUEUE = 1024
+_MAX_DEVICE_QUEUE = 128
+_MAX_DEVICE_BYTES = 2_097_152
+"""Of one device's messages that wait: twice what a device is asked for at a time."""
+_MAX_BYTES = 33_554_432
 _WAIT_S = 0.2
 _PUMP_S = 0.01
 _MAX_UNSENT_BYTES = 4_194_304
@@ -49,30 +54,65 @@ class TopicPost:
 
 
 class Inbox:
-    """A bounded queue between the transport's thread and the coordinator's; what does not fit is lost, and repaired."""
+    """A bounded queue between the transport's thread and the coordinator's; what does not fit is lost, and repaired.
+
+    Devices take turns, and each has a share of its own: one that floods the coordinator keeps no other waiting.
+    """
 
     def __init__(self, transport: Transport, fleet: str) -> None:
-        self.events: queue.Queue[tuple[str, bytes] | bool] = queue.Queue(_MAX_QUEUE)
-        """Messages with their topics, and whether the link is up whenever that changes."""
         self.lost = 0
         self._transport, self._fleet = transport, fleet
+        self._link: deque[bool] = deque()
+        self._waiting: OrderedDict[str, deque[bytes]] = OrderedDict()
+        """Messages by topic; whose turn it is comes first."""
+        self._bytes: Counter[str] = Counter()
+        self._count = 0
+        self._changed = threading.Condition()
 
     def start(self) -> None:
         """Connect and listen to every device of the fleet."""
         self._transport.start([up_topic(self._fleet, "+")], self._receive, self._connected)
 
+    def take(self, timeout_s: float) -> tuple[str, bytes] | bool | None:
+        """Give a message with its topic, or whether the link is up where that has changed; None: nothing came."""
+        with self._changed:
+            if not self._link and not self._waiting and not self._changed.wait(timeout_s):
+                return None
+            if self._link:
+                return self._link.popleft()
+            topic, messages = self._waiting.popitem(last=False)
+            payload = messages.popleft()
+            if messages:
+                self._waiting[topic] = messages
+            self._count -= 1
+            self._bytes[topic] -= len(payload)
+            self._bytes[""] -= len(payload)
+            if not self._bytes[topic]:
+                del self._bytes[topic]
+            return topic, payload
+
     def _receive(self, topic: str, payload: bytes) -> None:
-        self._put((topic, payload))
+        with self._changed:
+            mine = self._waiting.get(topic, ())
+            if (
+                self._count >= _MAX_QUEUE
+                or len(mine) >= _MAX_DEVICE_QUEUE
+                or self._bytes[""] + len(payload) > _MAX_BYTES
+                or self._bytes[topic] + len(payload) > _MAX_DEVICE_BYTES
+            ):
+                self.lost += 1
+                return
+            self._waiting.setdefault(topic, deque()).append(payload)
+            self._count += 1
+            self._bytes[topic] += len(payload)
+            self._bytes[""] += len(payload)
+            self._changed.notify()
 
     def _connected(self, up: bool) -> None:
         log.info("connected to the broker" if up else "connection to the broker lost")
-        self._put(up)
-
-    def _put(self, event: tuple[str, bytes] | bool) -> None:
-        try:
-            self.events.put_nowait(event)
-        except queue.Full:
-            self.lost += 1
+        with self._changed:
+            self._link.append(up)
+            self._changed.notify()
 
 
 def serve(
@@ -95,10 +135,7 @@ def serve(
     where = _where(coordinator)
     wait_s, fit, linked = _WAIT_S, Fit(), False
     while not coordinator.core.progress.finished:
-        try:
-            event = inbox.events.get(timeout=wait_s)
-        except queue.Empty:
-            event = None
+        event = inbox.take(wait_s)
         now = time.monotonic()
         if isinstance(event, tuple):
             _safely(coordinator, functools.partial(coordinator.receive, *event))

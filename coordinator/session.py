@@ -24,6 +24,8 @@ from edge_runtime.link import Link
 from edge_runtime.mqtt import Mqtt
 
 Watch = Callable[[Coordinator], None]
+Beat = Callable[[bool], None]
+"""Told on every turn of the loop whether the network thread turns too."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,15 @@ class Outcome:
     """How many messages of every device were not taken since the coordinator was last started, by reason."""
 
 
-def over_mqtt(run: Run, link: Link, folder: Path, broker: str, watch: Watch, gate: Gate | None = None) -> Outcome:
+def over_mqtt(
+    run: Run,
+    link: Link,
+    folder: Path,
+    broker: str,
+    watch: Watch,
+    gate: Gate | None = None,
+    beat: Beat = lambda alive: None,
+) -> Outcome:
     """Coordinate a run over a broker; one that `folder` holds unfinished goes on where it stopped.
 
     With a `gate` messages are sealed.
@@ -65,7 +75,12 @@ def over_mqtt(run: Run, link: Link, folder: Path, broker: str, watch: Watch, gat
         plan = run.plan(run_id, journal.next_epoch())
         coordinator = Coordinator(plan, run, journal, TopicPost(run.config.fleet, transport, gate), gate)
         inbox.start()
-        serve(coordinator, inbox, transport, run.deadline_s, watch)
+
+        def turn(coordinator: Coordinator) -> None:
+            beat(transport.alive())
+            watch(coordinator)
+
+        serve(coordinator, inbox, transport, run.deadline_s, turn)
         rows, rejected = figures.rows(journal.accepted(), run), journal.rejected()
         choices, promised = journal.devices.choices(), _promised(journal, run)
         _keep_model(folder, coordinator)

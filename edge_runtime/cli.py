@@ -21,6 +21,7 @@ from edge_runtime.files import write_atomic
 from edge_runtime.link_cli import add_enroll, add_identity, add_link, fleet_of, identity_of, link
 from edge_runtime.message import Hello, check_name
 from edge_runtime.mqtt import Mqtt
+from edge_runtime.notify import Notifier
 from edge_runtime.places import served_path
 from edge_runtime.store import FileStore
 from edge_runtime.trainer_process import Job, ProcessTrainer
@@ -49,6 +50,15 @@ _INFER_EXAMPLES = """examples:
 Samples are as those that the device was trained on: NPZ with x (and y, to count what is right), NPY, or CSV with
 a sample in each row. The model is the best that training has left on the device's own data; a better one takes over
 between two answers. At the broker of a fleet --listen takes an identity of its own: enrol gateway-7_infer too.
+
+"""
+_UNIT_EXAMPLES = """examples:
+  edge-agent unit -- --identity /etc/edge/gateway-7.edge --data /srv/sensors > /etc/systemd/system/edge-agent.service
+  edge-agent unit --user sensors --memory-mb 400 -- --id gateway-7
+
+What follows `--` is what `edge-agent start` is to be told. --memory-mb is that of start: what tasks may take; what the
+agent takes is added. Files of --identity, --cafile, --cert, --key and --password-file are read by systemd and handed
+over.
 
 """
 _MEASURE_EXAMPLES = """examples:
@@ -120,6 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_infer(commands)
     _add_profile(commands)
     _add_measure(commands)
+    unit = add_unit(commands, "edge-agent", _UNIT_EXAMPLES)
+    unit.set_defaults(command=_unit)
     return parser
 
 
@@ -231,10 +243,48 @@ def _start(options: argparse.Namespace) -> None:
     trainer = ProcessTrainer(job, folder, options.warm)
     hello = _hello(options, trainer.check())
     transport = Mqtt(link(options, device, who))
-    try:
-        Agent(fleet, device, store, trainer, transport, hello, _seals(who)).run(until_signal())
-    finally:
-        store.close()
+    asked = until_signal()
+    with Notifier(*config.service_manager()) as notifier:
+
+        def stop() -> bool:  # asked on every turn of the agent's loop
+            notifier.beat(transport.alive())
+            return asked()
+
+        try:
+            Agent(fleet, device, store, trainer, transport, hello, _seals(who)).run(stop)
+        finally:
+            store.close()
+
+
+def add_unit(commands: Any, program: str, examples: str) -> Any:
+    """Add the command that prints a systemd unit which runs `start` with the arguments after `--`."""
+    summary = "print a systemd unit"
+    unit = commands.add_parser(
+        "unit", help=summary, description=f"Print a hardened systemd unit that runs {program} start.", epilog=examples
+    )
+    unit.add_argument("--user", default="", metavar="U", help="who runs it (default: a user for this service alone)")
+    unit.add_argument(
+        "--memory-mb",
+        type=_limit,
+        default=0,
+        metavar="N",
+        help="memory that it may take (default 90 %% of the machine)",
+    )
+    unit.add_argument("arguments", nargs="*", metavar="-- ARGUMENT", help="of start, as it is to run")
+    add_common(unit)
+    return unit
+
+
+def _unit(options: argparse.Namespace) -> None:
+    from edge_runtime.unit import AGENT_MB, Unit, credentials, render
+
+    start = _parser().parse_args(["start", *options.arguments])
+    arguments, files = credentials(start, options.arguments)
+    memory_mb = options.memory_mb and options.memory_mb + AGENT_MB
+    limit = ["--memory-mb", str(options.memory_mb)] if options.memory_mb and not start.memory_mb else []
+    command = ["start", *arguments, *limit]
+    name = f"edge-runtime: agent {check_name(start.id, '--id') if start.id else ''}".rstrip()
+    sys.stdout.write(render(Unit("edge-agent", name, command, files, options.user, memory_mb, cpu_weight=20)))
 
 
 def _seals(who: "Identity | None") -> "Seals | None":

@@ -128,6 +128,17 @@ def environment(threads: int) -> dict[str, str]:
     return {**os.environ, **dict.fromkeys(BLAS_THREADS, str(threads))}
 
 
+def service_manager() -> tuple[str, float]:
+    """Say where the service manager that started this process listens ("": there is none), and its patience in seconds.
+
+    The patience is 0 where it has no end. As systemd sets them (sd_notify(3), sd_watchdog_enabled(3)).
+    """
+    address, pid = os.environ.get("NOTIFY_SOCKET", ""), os.environ.get("WATCHDOG_PID", "")
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    ours = microseconds.isdecimal() and pid in ("", str(os.getpid()))
+    return address, int(microseconds) / 1e6 if ours else 0.0
+
+
 def cache_folder() -> Path:
     """Say where prepared data sets are kept (XDG_CACHE_HOME, else ~/.cache)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-runtime"

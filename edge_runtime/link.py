@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edge_runtime.errors import ConfigError
+from edge_runtime.quota import ANY, Quota
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class Link:
         issued_s: a time, Unix seconds, that lies in the past: a clock that says less is wrong. 0: not known.
         max_packet_bytes: of one MQTT packet, framing included; AWS IoT takes 128 KiB.
         max_queued_bytes: of messages that wait for the socket.
+        quota: what may be published in a second; the rest waits, and then counts as `max_queued_bytes`.
         retry_s: longest pause before the first reconnection, doubled for each that fails, up to `max_retry_s`.
     """
 
@@ -50,6 +52,7 @@ class Link:
     keepalive_s: int = 30
     max_packet_bytes: int = 131_072
     max_queued_bytes: int = 33_554_432
+    quota: Quota = ANY
     retry_s: float = 1.0
     max_retry_s: float = 30.0
 

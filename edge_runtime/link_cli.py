@@ -11,6 +11,7 @@ from edge_runtime.files import write_atomic
 from edge_runtime.identity import Identity
 from edge_runtime.link import Link
 from edge_runtime.message import check_name
+from edge_runtime.quota import ANY, AWS
 
 _HOST, _PORT, FLEET = "127.0.0.1", 1883, "default"
 _ENROLL_EXAMPLES = """examples:
@@ -33,6 +34,7 @@ def add_link(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cert", type=Path, help="certificate of this device")
     group.add_argument("--key", type=Path, help="private key of this device")
     group.add_argument("--insecure", action="store_true", help="speak in clear with a broker on another machine")
+    group.add_argument("--profile", choices=("aws",), help="keep to what AWS IoT lets a client publish in a second")
     group.add_argument("--fleet", help=f"name of the fleet (default: {FLEET})")
 
 
@@ -55,6 +57,7 @@ def link(options: argparse.Namespace, client_id: str, who: Identity | None = Non
     host = options.host or (who and who.host) or _HOST
     port = options.port if options.port is not None else (who and who.port) or _PORT
     settings: dict[str, Any] = {"username": options.username, "password": password, "insecure": options.insecure}
+    settings["quota"] = AWS if options.profile else ANY
     if who is not None and not (options.cafile or options.insecure):
         settings |= {"cafile": str(who.authority), "cert": str(who.certificate), "key": str(who.key)}
         return Link(host, port, who.name, **settings, issued_s=who.issued_s)

@@ -26,6 +26,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_runtime.errors import ConfigError, LinkError
 from edge_runtime.link import CONNECT_S, Link, Witness, mind_clock, outlived, tls_context, why_closed, why_unreachable
+from edge_runtime.quota import ANY, Pace
 from edge_runtime.socket_bytes import SocketBytes
 from edge_runtime.transport import Connected, Receive, Traffic
 
@@ -39,6 +40,11 @@ _GOOD_S = 3.0
 """A connection that lived for so long was none of a series of failures."""
 _TAKEOVERS = 3
 _CLOSE_S = 0.8
+_FILTERS = 8
+"""That one SUBSCRIBE may have at AWS IoT."""
+_RELEASE_S = 0.05
+_STUCK_S = 60.0
+"""Longer than connecting and any callback may take."""
 _SMALL_BYTES = 8_192
 """After a larger packet, a broker that hangs up may mean the packet."""
 
@@ -68,11 +74,14 @@ class Mqtt:
         self._connected: Connected = lambda up: None
         self._up = self._was_up = False
         self._trouble = self._said = ""
-        self._up_since_s = 0.0
+        self._up_since_s = self._turned_s = 0.0
         self._lock = threading.Lock()
         self._waiting: deque[int] = deque()
         self._waiting_bytes = self._largest_bytes = 0
         """Bytes that wait for the socket, and the largest packet on this connection."""
+        self._pace = Pace(link.quota) if link.quota != ANY else None
+        self._held: deque[tuple[str, bytes]] = deque()
+        """What the quota does not let go yet."""
         self._bytes = SocketBytes()
         self._witness = Witness(link)
         self._started, self._closing = threading.Event(), threading.Event()
@@ -101,7 +110,15 @@ class Mqtt:
         more = [topic for topic in topics if topic not in self._topics]
         self._topics = [*self._topics, *more]  # before asking: a reconnection in between then subscribes to them too
         if more and self._up:
-            self._client.subscribe([(topic, 0) for topic in more])
+            self._subscribe(more)
+
+    def _subscribe(self, topics: Sequence[str]) -> int | None:
+        """Subscribe, a few topics at a time; give the id of the first request."""
+        first, rest = topics[:_FILTERS], topics[_FILTERS:]
+        _, number = self._client.subscribe([(topic, 0) for topic in first])
+        if rest:
+            self._subscribe(rest)
+        return number
 
     def unlisten(self, topics: Sequence[str]) -> None:
         """Subscribe to these no longer, now or after a reconnection."""
@@ -111,9 +128,9 @@ class Mqtt:
             self._client.unsubscribe(fewer)
 
     def unsent_bytes(self) -> int:
-        """Count what waits for the socket."""
+        """Count what waits for the socket; as much as may wait, while the quota is spent."""
         with self._lock:
-            return self._waiting_bytes
+            return self._link.max_queued_bytes if self._held else self._waiting_bytes
 
     def send(self, topic: str, payload: bytes) -> bool:
         """Hand one message over; False if the link is down or too much is waiting for it. Any thread may call this.
@@ -128,8 +145,31 @@ class Mqtt:
         if not self._reserve(size_bytes):
             self.dropped += 1
             return False
+        if self._pace is not None and self._hold(topic, payload):
+            return True
         # Outside the lock: paho holds locks of its own here and while it calls `_on_publish`.
         return self._client.publish(topic, payload, qos=0).rc == MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _hold(self, topic: str, payload: bytes) -> bool:
+        """Keep a message back if others are, or if the quota is spent."""
+        with self._lock:
+            if self._held or not self._takes(topic, payload):
+                self._held.append((topic, payload))
+            return bool(self._held)
+
+    def _takes(self, topic: str, payload: bytes) -> bool:
+        return self._pace is None or self._pace.take(_packet_bytes(topic, payload), time.monotonic())
+
+    def _release(self) -> None:
+        """Let go what the quota allows by now."""
+        while self._held:
+            topic, payload = self._held[0]
+            if not self._takes(topic, payload):
+                return
+            self._client.publish(topic, payload, qos=0)
+            with self._lock:
+                if self._held:
+                    self._held.popleft()
 
     def _reserve(self, size_bytes: int) -> bool:
         with self._lock:
@@ -139,6 +179,11 @@ class Mqtt:
             self._waiting_bytes += size_bytes
             self._largest_bytes = max(self._largest_bytes, size_bytes)
             return True
+
+    def alive(self) -> bool:
+        """Say whether the network thread is there and has not been stuck for long, whatever the broker does."""
+        longest_s = _STUCK_S + self._link.max_retry_s
+        return self._thread.is_alive() and time.monotonic() - self._turned_s < longest_s
 
     def traffic(self) -> Traffic:
         """Count what crossed the sockets so far, over all reconnections: MQTT and TLS included, TCP and IP not."""
@@ -249,6 +294,7 @@ class Mqtt:
         self._trouble, self._up_since_s, self._largest_bytes = "", 0.0, 0
         if self._tls is not None:
             mind_clock(self._tls, self._link)
+        self._turned_s = time.monotonic()
         try:
             self._client.reconnect()
         except OSError as error:
@@ -272,8 +318,10 @@ class Mqtt:
 
     def _loop(self) -> bool:
         """Read and write what there is; False if the connection must not be used any more."""
+        self._turned_s = time.monotonic()
         try:
-            self._client.loop(1.0)
+            self._client.loop(1.0 if self._pace is None else _RELEASE_S)
+            self._release()
         except Exception:  # a packet that paho stumbles over: its parser is only fit again after a reconnection
             self.callback_failures += 1
             log.exception("the broker at %s sent what MQTT does not allow", self._link.address)
@@ -292,6 +340,7 @@ class Mqtt:
         with self._lock:
             was_up, self._up = self._up, False
             self._waiting.clear()
+            self._held.clear()
             self._waiting_bytes = 0
         if was_up:
             self._guard(self._connected)(False)
@@ -303,13 +352,13 @@ class Mqtt:
             client.disconnect()
         elif self._topics:
             self._subscribed = self._topics
-            _, self._subscription = client.subscribe([(topic, 0) for topic in self._subscribed])
+            self._subscription = self._subscribe(self._subscribed)
         else:
             self._ready()
 
     def _on_subscribe(self, client: paho.Client, _data: Any, mid: int, reasons: list[ReasonCode], _more: Any) -> None:
         first = mid == self._subscription
-        topics = self._subscribed if first else ["more topics"] * len(reasons)
+        topics = self._subscribed[:_FILTERS] if first else ["more topics"] * len(reasons)
         refused = [topic for topic, reason in zip(topics, reasons, strict=False) if reason.is_failure]
         who = f"the broker at {self._link.address} does not let {self._link.client_id!r} read"
         fatal = [topic for topic in refused if topic in self._needed]

@@ -103,7 +103,7 @@ class ProcessTrainer:
 
 def _ask(child: subprocess.Popen[bytes], request: dict[str, Any]) -> Outcome:
     assert child.stdin is not None  # noqa: S101  # both are pipes
-    assert child.stdout is not None  # noqa: S101
+    assert child.stdout is not None  # noqa: S101  # see above
     try:
         child.stdin.write(json.dumps(request).encode() + b"\n")
         child.stdin.flush()

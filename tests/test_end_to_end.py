@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from edge_runtime import config
@@ -289,20 +290,35 @@ def test_an_agent_that_dies_ends_the_demo_with_its_last_words(tmp_path: Path) ->
             fleet.check(processes, ["left"], tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
-def test_a_stopped_demo_leaves_no_process_behind(number: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["ctrl-c", "terminate", "kill"])
+def test_a_stopped_demo_leaves_no_process_socket_or_file_behind(number: signal.Signals, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
     command = [sys.executable, "-m", "edge_runtime.coordinator.cli", "demo", "--parts", "3", "--runs", str(tmp_path)]
     # What runs the tests may ignore SIGINT, and its children would inherit that; a terminal's programs do not.
     command = ["env", "--default-signal=INT", *command, "--rounds", "100"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as demo:
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as demo:
         assert demo.stderr is not None
         assert "round 1/100" in demo.stderr.readline()
         assert len(_mentioning(tmp_path)) >= 5  # the demo, its broker and three agents
+        family = psutil.Process(demo.pid).children(recursive=True)
+        ports = {one.laddr.port for child in family for one in child.net_connections() if one.status == "LISTEN"}
         demo.send_signal(number)
         _, rest = demo.communicate(timeout=10)
-    assert demo.returncode == 130
-    assert rest.strip().splitlines()[-1] == "edge-coordinator: stopped"
+    if number is signal.SIGKILL:
+        assert demo.returncode == -number
+    else:
+        assert demo.returncode == 130
+        assert rest.strip().splitlines()[-1] == "edge-coordinator: stopped"
+    _, alive = psutil.wait_procs(family, timeout=5.0 if number is signal.SIGKILL else 0.0)  # the kernel tells them
+    assert alive == []
     assert _mentioning(tmp_path) == []
+    assert len(ports) == 1
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", ports.pop()), 1.0)
+    left = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(left) == 1  # the run's own folder
 
 
 def _mentioning(folder: Path) -> list[str]:

@@ -9,7 +9,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-FILES: tuple[str, ...] = ("seeds", "processes", "seals", "liars", "security", "faults", "damage", "live")
+FILES: tuple[str, ...] = (
+    "seeds",
+    "processes",
+    "seals",
+    "liars",
+    "security",
+    "faults",
+    "damage",
+    "live",
+    "hostile",
+    "cloud",
+    "first_try",
+)
 """Modules of `tests.chaos` that have rows."""
 
 
