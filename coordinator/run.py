@@ -145,6 +145,13 @@ class Run:
         return next((one for one in self.variants if fnmatch.fnmatchcase(device, one.devices)), None)
 
     @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """List the parts of the model that devices may have."""
+        variants = (*self.variants, *(option.variant for option in self.options))
+        found = {submodel.encode(one.cut): one.cut for one in variants if one.cut is not None}
+        return tuple(found.values())
+
+    @property
     def deadline_s(self) -> float:
         """Say how long the coordinator waits for a round; those of a decentralised run are one to it."""
         return self.config.deadline_s * (self.config.rounds + 1 if self.config.habit == "decentralised" else 1)
@@ -241,7 +248,12 @@ def prepare(
     chosen = variants.options(frame, run.widths, run.codings, run.down)
     if run.importance == "gradients":
         _check_scores(parts, card, any(one.cut for one in (*made, *(option.variant for option in chosen))))
-    return Run(run, parts, settings, description, initial, made, chosen, asked)
+    found = Run(run, parts, settings, description, initial, made, chosen, asked)
+    if getattr(settings, "ordered_dropout", 0) and not found.cuts:
+        raise ConfigError(
+            "algorithm: ordered-dropout: all devices have the whole model; give some a width, or leave it out"
+        )
+    return found
 
 
 def _check_collect(run: RunConfig, private: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_runtime import bundle, coding, peers, personal, wire
-from edge_runtime.algorithm import CutServer, Server
+from edge_runtime.algorithm import CutServer, NarrowingServer, Server
 from edge_runtime.coding import WIRE_VERSION
 from edge_runtime.compression import codec
 from edge_runtime.coordinator import privacy
@@ -131,6 +131,8 @@ class Coordinator:
         self._choices = Choices(run, journal)
         if isinstance(self.server, CutServer):
             self.server.cut_of = self._choices.cut_of
+        if isinstance(self.server, NarrowingServer):
+            self.server.cuts = run.cuts
         self._downlink = Downlink(run, self.server, journal, self._choices)
         self._recover()
 

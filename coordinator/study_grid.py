@@ -1,5 +1,6 @@
 """What the study holds: scenarios and their cases, as data."""
 
+import dataclasses
 from typing import Any
 
 from edge_runtime.coordinator.adversary import Attack
@@ -176,8 +177,11 @@ _EVERYWHERE = {name: {name: {"devices": "*", "width": width}} for name, width in
 _OF_CLASSES = tuple((f" ({name})", f"shared of {devices}") for name, devices in _CLASSES.items())
 
 
-def _widths(name: str, settings: dict[str, Any]) -> tuple[Case, ...]:
-    """Compare three widths in one run with one width on all devices, and with each class of devices alone."""
+def _widths(name: str, settings: dict[str, Any], **ways: dict[str, Any]) -> tuple[Case, ...]:
+    """Compare three widths in one run with one width on all devices, and with each class of devices alone.
+
+    `ways` are further settings of the run of three widths, by what they are called.
+    """
     lines = (("", "shared"), *_OF_CLASSES)
     alone = tuple(
         Case(f"{name}, {one} alone", name, settings, variants=_EVERYWHERE.get(one, {}), only=devices, shows=lines[:1])
@@ -188,9 +192,22 @@ def _widths(name: str, settings: dict[str, Any]) -> tuple[Case, ...]:
         for one, variants in _EVERYWHERE.items()
     )
     groups = tuple(_CLASSES.values())
-    mixed = Case(f"{name}, three widths", name, settings, variants=_WIDTHS, shows=lines, groups=groups)
-    return (mixed, *same, *alone)
+    mixed = tuple(
+        Case(
+            f"{name}, three widths{way and ', ' + way.replace('_', ' ')}",
+            name,
+            {**settings, **more},
+            variants=_WIDTHS,
+            shows=lines,
+            groups=groups,
+        )
+        for way, more in {"": {}, **ways}.items()
+    )
+    return (*mixed, *same, *alone)
 
+
+_NARROWER = {"ordered-dropout": 0.5}
+_ALIKE = DataConfig("fashion-mnist", parts=20, partition="rotations", domains=1, degrees=0.0, samples=60)
 
 # A rate falls with every version of the model, of which an asynchronous run has many more: none falls here.
 _FASHION = {"lr": 0.05, "lr-decay": 1.0, "local-epochs": 2, "batch-size": 32}
@@ -287,11 +304,21 @@ SCENARIOS = (
         "widths",
         "fashion-mnist on 20 devices with 60 samples each, dealt at random: a third of the devices has the whole "
         "model, a third half of its channels, a third a quarter; all are tested on the same 300 samples",
-        DataConfig("fashion-mnist", parts=20, partition="rotations", domains=1, degrees=0.0, samples=60),
+        _ALIKE,
         "cnn",
         {"rounds": 30},
         {"lr": 0.05, "lr-decay": 1.0, "local-steps": 10, "batch-size": 32},
-        (*_widths("fedavg", {}), *_widths("fedspa", {"density": 0.5})),
+        (*_widths("fedavg", {}, ordered_dropout=_NARROWER), *_widths("fedspa", {"density": 0.5})),
         slow=True,
+    ),
+    Scenario(
+        "widths-mlp",
+        "the same with a perceptron of 32 hidden units, and 2,000 test samples",
+        dataclasses.replace(_ALIKE, test_samples=2000),
+        "mlp",
+        {"rounds": 40},
+        {"lr": 0.05, "lr-decay": 1.0, "local-steps": 10, "batch-size": 32},
+        _widths("fedavg", {}, ordered_dropout=_NARROWER),
+        "numpy",
     ),
 )

@@ -23,7 +23,7 @@ import difflib
 import importlib
 import pkgutil
 import typing
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -229,6 +229,14 @@ class CutServer(Protocol):
 
     cut_of: Callable[[str], Cut | None]
     """Gives what a device has of the model; None: all of it. Until it is set all devices have all."""
+
+
+@typing.runtime_checkable
+class NarrowingServer(CutServer, Protocol):
+    """A CutServer that may let a device train a narrower part of the model than its own for a round."""
+
+    cuts: Sequence[Cut]
+    """All parts of the model that there are in the run."""
 
 
 def no_cut(device: str) -> None:  # as `CutServer.cut_of` is asked

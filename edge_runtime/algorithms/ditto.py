@@ -14,8 +14,7 @@ import numpy as np
 
 from edge_runtime import aggregate, sgd
 from edge_runtime.algorithm import Batches, Fitted, Model, State
-from edge_runtime.algorithms.fedavg import Down, Server, Up
-from edge_runtime.errors import DecodeError
+from edge_runtime.algorithms.fedavg import Down, Server, Up, checked
 from edge_runtime.tree import Flat
 
 __all__ = ["Client", "Config", "Down", "Server", "Up"]
@@ -53,9 +52,7 @@ class Client:
 
     def shared(self, down: Down) -> Flat:
         """Give w_t."""
-        if down.round < 0 or len(down.values) != self._model.layout.size:
-            raise DecodeError(f"Down: {len(down.values)} values where {self._model.layout.size} are expected")
-        return down.values
+        return checked(down, self._model.layout)
 
     def personal(self, down: Down | None) -> Fitted:
         """Give v, before or after training."""

@@ -34,6 +34,11 @@ def test_the_fewest_updates_of_a_round_decide_how_many_liars_it_can_stand() -> N
         prepare(RunConfig("persafl", devices=10, buffer=5), settings)
 
 
+def test_nothing_is_dropped_where_there_are_no_parts() -> None:
+    with pytest.raises(ConfigError, match="ordered-dropout: all devices have the whole model"):
+        prepare(RunConfig("fedavg"), {"ordered-dropout": 0.5})
+
+
 def test_variants_give_devices_settings_and_a_model_of_their_own() -> None:
     variants = {
         "one": {"devices": "left-*", "bits": 1},

@@ -20,10 +20,12 @@ SETTINGS: dict[str, Any] = {"lr": 0.05, "local-steps": 4, "batch-size": 8}
 
 
 @pytest.mark.parametrize("backend", ["onnx", "numpy"])
-@pytest.mark.parametrize("name", ["ditto", "fedavg", "fedbuff", "fedspa", "quped"])
+@pytest.mark.parametrize("name", ["ditto", "fedavg", "fedavg, narrower", "fedbuff", "fedspa", "quped"])
 def test_three_sizes_of_device_train_in_one_run(tmp_path: Path, name: str, backend: str) -> None:
+    name, _, narrower = name.partition(", ")
+    settings = SETTINGS | ({"ordered-dropout": 0.5} if narrower else {})
     coded = RunConfig(name, "watch-cnn", rounds=2, devices=6, up="step:0.25", down="step:0.5")
-    run, names = prepare(coded, SETTINGS, WIDTHS), device_names(DATA)
+    run, names = prepare(coded, settings, WIDTHS), device_names(DATA)
     scene = Scene(DATA, names, config.cache_folder(), Compute(backend))
     with contextlib.closing(Journal(tmp_path, durable=False)) as journal:
         coordinator = simulate(run, "run", scene, journal, lambda coordinator: None)
