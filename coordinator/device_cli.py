@@ -136,7 +136,9 @@ def _create(options: argparse.Namespace) -> "Fleet":
 
 
 def _hosts(options: argparse.Namespace) -> None:
-    _needed(options).certify_broker(options.hosts)
+    fleet = _needed(options)
+    fleet.certify_broker(options.hosts)
+    sys.stdout.write(f"{fleet.broker / identity.CERTIFICATE} is another now: start the broker anew\n")
 
 
 def _add_enroll(parser: Any) -> None:

@@ -31,3 +31,9 @@ def test_an_attempt_that_succeeds_is_seen(tmp_path: Path, monkeypatch: pytest.Mo
     figure = security.measure(Scale(folder=tmp_path))
     assert not figure.met
     assert len(figure.details["failed"]) == len(security.kinds())  # type: ignore[arg-type]
+
+
+def test_the_row_of_the_scorecard_tries_a_part_of_everything(tmp_path: Path) -> None:
+    figure = security.measure(Scale(part=0.05, folder=tmp_path))
+    assert figure.met, figure
+    assert list(tmp_path.iterdir()) == []
