@@ -209,8 +209,9 @@ class Mqtt:
         client.on_connect, client.on_subscribe = self._guard(self._on_connect), self._guard(self._on_subscribe)
         client.on_disconnect, client.on_message = self._guard(self._on_disconnect), self._guard(self._on_message)
         client.on_publish = self._guard(self._on_publish)
-        client.on_socket_open = lambda client, data, sock: self._bytes.opened(sock)
-        client.on_socket_close = lambda client, data, sock: self._bytes.closing(sock)
+        counted = self._bytes  # by a name of its own: the client that holds these must not hold us
+        client.on_socket_open = lambda client, data, sock: counted.opened(sock)
+        client.on_socket_close = lambda client, data, sock: counted.closing(sock)
         # With this set, paho writes to the socket in the network thread only, not in the thread that calls publish.
         client.on_socket_register_write = lambda client, data, sock: None
         if link.username is not None:
@@ -247,17 +248,10 @@ class Mqtt:
             self._let_go()
 
     def _let_go(self) -> None:
-        """Part from paho's client: held in a circle with us, it would leave sockets of its own open for a while."""
-        for name in (
-            "connect",
-            "subscribe",
-            "disconnect",
-            "message",
-            "publish",
-            "socket_open",
-            "socket_register_write",
-        ):
+        """Part from paho's client and from who listens: held in a circle, paho would leave its own sockets open."""
+        for name in ("connect", "subscribe", "disconnect", "message", "publish"):
             setattr(self._client, f"on_{name}", None)
+        self._receive, self._connected = (lambda topic, payload: None), (lambda up: None)
 
     def _keep_connected(self) -> None:
         attempts = takeovers = 0
