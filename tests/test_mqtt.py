@@ -1,9 +1,11 @@
 import contextlib
+import gc
 import socket
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -422,3 +424,15 @@ def test_the_transport_loads_neither_numpy_nor_asyncio() -> None:
     program = "import sys, edge_runtime.mqtt; print(sorted({'numpy', 'asyncio', 'amqtt'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_link_that_was_closed_holds_nothing_in_a_circle(broker: brokers.Broker) -> None:
+    end = End(broker.port, "device", ["t"])
+    end.mqtt.close()
+    client = weakref.ref(end.mqtt._client)
+    gc.disable()
+    try:
+        del end
+        assert client() is None
+    finally:
+        gc.enable()
