@@ -100,6 +100,8 @@ def run_command(options: argparse.Namespace, program: str) -> None:
     # One thread unless asked otherwise: numpy's BLAS reads this when it is loaded, here or in a trainer.
     for name in config.BLAS_THREADS:
         os.environ.setdefault(name, str(options.threads))
+    # onnxruntime would report to its maker, and leave a file in TMPDIR, from when it is imported.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop is as orderly as Ctrl-C
     try:
         options.command(options)

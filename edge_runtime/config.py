@@ -125,7 +125,7 @@ def _value(text: str) -> Any:
 
 def environment(threads: int) -> dict[str, str]:
     """Give this process's environment to a child whose BLAS is to have so many threads, whatever was set before."""
-    return {**os.environ, **dict.fromkeys(BLAS_THREADS, str(threads))}
+    return {**os.environ, **dict.fromkeys(BLAS_THREADS, str(threads)), "ORT_DISABLE_TELEMETRY": "1"}
 
 
 def service_manager() -> tuple[str, float]:

@@ -125,7 +125,7 @@ def quickstart(scale: Scale) -> Figure:
     subprocess.run([*install, "--no-deps", "--no-index", str(built)], check=True, env=_plain())
     installed = time.monotonic()
     command = [str(python.with_name("edge-coordinator")), "demo", "--parts", "3", "--rounds", str(rounds)]
-    command += ["--no-baseline", "--broker", "amqtt", "--json"]
+    command += ["--warm", "--no-baseline", "--broker", "amqtt", "--json"]
     before = os.times()
     with (
         subprocess.Popen(

@@ -249,7 +249,7 @@ def besieged(kind: str, scale: Scale) -> dict[str, object]:
             "-m",
             "tests.chaos.hostile",
             str(broker.port),
-            up_topic("default", os.environ.get("FLOODED", names[0])),
+            up_topic("default", names[0]),
         ]
         command += [str(flood_s), str(scale.part)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
