@@ -53,7 +53,7 @@ class Choices:
 
     def variant_of(self, device: str) -> Variant:
         """Give the run as a device sees it."""
-        own = self._journal.part(device) if self._run.scores else b""
+        own = self._journal.devices.part(device) if self._run.scores else b""
         return self._with_part(device, own) if own else self._usual(device)
 
     def _usual(self, device: str) -> Variant:
@@ -83,7 +83,7 @@ class Choices:
         if cut is None:
             raise DecodeError("score: this device has the whole model")
         worth = importance.decode_scores(data, cut.structure)
-        self._journal.keep_part(device, submodel.encode(submodel.rechosen(cut, worth)))
+        self._journal.devices.keep_part(device, submodel.encode(submodel.rechosen(cut, worth)))
 
     def cut_of(self, device: str) -> Cut | None:
         """Say what a device has of the model; None: all of it."""
@@ -95,7 +95,7 @@ class Choices:
         return option.down if option else self._run.config.down
 
     def _option(self, device: str) -> Option | None:
-        return self._options.get(self._journal.chosen(device))
+        return self._options.get(self._journal.devices.chosen(device))
 
     def hear(self, device: str, hello: Hello) -> Heard:
         """Choose for a device, if that was not done yet, and see whether it can do what it would be given."""
@@ -111,11 +111,11 @@ class Choices:
             lacking = self._lacking(option.variant, self._told(option.down, hello), backend, limits)
             if not lacking:
                 why = f"{self._given(option)}{larger and f'; more does not fit: {larger}'}"
-                self._journal.choose(device, option.name, why)
+                self._journal.devices.choose(device, option.name, why)
                 return Heard("", why)
             larger = f"{self._given(option)}: {lacking}"
         smallest = f"nothing fits; the smallest that there is, {larger}"
-        self._journal.choose(device, "", smallest)
+        self._journal.devices.choose(device, "", smallest)
         return Heard(smallest)
 
     def _given(self, option: Option) -> str:

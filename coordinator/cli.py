@@ -177,7 +177,7 @@ def _demo(options: argparse.Namespace) -> None:
 
     tables = _tables(options, _DEFAULTS)
     tables["data"] = {**data_table(options), **tables["data"]}
-    _finish(demo(tables, options.runs, options.broker, options.warm, not options.no_baseline), options.json)
+    finish(demo(tables, options.runs, options.broker, options.warm, not options.no_baseline), options.json)
 
 
 def _add_simulate(commands: Any) -> None:
@@ -203,7 +203,7 @@ def _simulate(options: argparse.Namespace) -> None:
     tables["data"] = {**data_table(options), **tables["data"]}
     faults = Faults(options.drop, options.duplicate, options.delay)
     compute = config.build(Compute, compute_table(options), "compute")
-    _finish(simulated(tables, options.runs, faults, compute, not options.no_baseline), options.json)
+    finish(simulated(tables, options.runs, faults, compute, not options.no_baseline), options.json)
 
 
 def _add_start(commands: Any) -> None:
@@ -230,7 +230,7 @@ def _start(options: argparse.Namespace) -> None:
     folder = options.folder or options.runs / time.strftime("%Y%m%d-%H%M%S")
     connection = link(options, f"_coordinator-{tables['run']['fleet']}", who)
     gate = Sealed(who.fleet, read_key(who.key), fleet) if fleet and who else None
-    _finish(coordinate(tables, connection, folder, options.runs, gate), options.json)
+    finish(coordinate(tables, connection, folder, options.runs, gate), options.json)
 
 
 def _add_report(commands: Any) -> None:
@@ -250,7 +250,7 @@ def _report(options: argparse.Namespace) -> None:
         from edge_runtime.coordinator import plots
 
         plots.picture(record, options.picture)
-    _finish((record, options.folder), options.json)
+    finish((record, options.folder), options.json)
 
 
 def _add_export(commands: Any) -> None:
@@ -312,7 +312,8 @@ def _export(options: argparse.Namespace) -> None:
         bench_costs.measure([str(folder) for folder in folders], costs.Grid(repeats=1), config.environment(1))
 
 
-def _finish(done: tuple[dict[str, Any], Path], as_json: bool) -> None:
+def finish(done: tuple[dict[str, Any], Path], as_json: bool) -> None:
+    """Print a report's summary, or all of it as JSON."""
     record, folder = done
     if as_json:
         sys.stdout.write(json.dumps(record, indent=1, sort_keys=True) + "\n")

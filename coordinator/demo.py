@@ -88,9 +88,22 @@ def coordinate(tables: Tables, connection: Link, folder: Path, runs: Path, gate:
     """
     (run,) = _plans(tables, baseline=False)
     folder.mkdir(parents=True, exist_ok=True)
+    return _coordinate(run, connection, folder / run.config.algorithm, runs, gate)
+
+
+def go_on(run: Run, connection: Link, folder: Path, gate: Gate | None = None) -> Reported:
+    """Go on with the run that `folder` holds.
+
+    Raises:
+        EdgeError: of whatever cannot be.
+    """
+    return _coordinate(run, connection, folder, folder.parent.parent, gate)
+
+
+def _coordinate(run: Run, connection: Link, folder: Path, runs: Path, gate: Gate | None) -> Reported:
     with _watching(run, [], lambda: None) as watch:
-        outcome = session.over_mqtt(run, connection, folder / run.config.algorithm, "external", watch, gate)
-    return _report([outcome], [], {}, folder, runs)
+        outcome = session.over_mqtt(run, connection, folder, "external", watch, gate)
+    return _report([outcome], [], {}, folder.parent, runs)
 
 
 def _plans(tables: Tables, baseline: bool) -> list[Run]:

@@ -95,7 +95,7 @@ class Downlink:
 
     def coding_of(self, device: str) -> Coding:
         """Choose how a device is told of the model: as the run says for it, or cheaper if it asks for that."""
-        chosen, asked = coding.parse(self._choices.down_of(device), "run: down"), self._journal.asked(device)
+        chosen, asked = coding.parse(self._choices.down_of(device), "run: down"), self._journal.devices.asked(device)
         return coding.cheaper(chosen, coding.parse(asked, "asked")) if asked else chosen
 
     def decode_up(self, device: str, payload: bytes) -> Any:
@@ -165,16 +165,16 @@ class Downlink:
             if model is None or self._steps is None:
                 raise AssertionError("a Down tells of a shared model, and there is none")
             found = grid.snap(model, self._layout, self._server.round, self._steps, finer)
-            self._journal.keep_grid(_name(*key), grid.encode(found, self._layout, None))
+            self._journal.files.keep_grid(_name(*key), grid.encode(found, self._layout, None))
             _put(self._grids, key, found, _KEPT_GRIDS)
         return self._grids[key]
 
     def _base(self, device: str) -> Grid | None:
         """Read the grid that a device holds, if it is still there."""
-        name = self._journal.held(device)
+        name = self._journal.devices.held(device)
         key = _key(name) if name else (-1, 0)
         if name and key not in self._grids:
-            data = self._journal.grid(name)
+            data = self._journal.files.grid(name)
             if data is None:
                 return None
             try:

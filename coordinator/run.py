@@ -1,5 +1,6 @@
 """A run as a person writes it, and everything that follows from it before the first message."""
 
+import copy
 import dataclasses
 import fnmatch
 import functools
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ class RunConfig:
     """For which the report tells the epsilon."""
     collect: bool = False
     """Let devices hand over their personal models with the evaluation, for `run export`; not with private tensors."""
+    keep_updates: bool = False
+    """Keep all updates in the journal, so that `run replay` can compute the run again: fleet x model x rounds."""
     fleet: str = "default"
     chunk_bytes: int = CHUNK_BYTES
     """Size of the chunks in which payloads travel, both ways; a broker's largest packet must hold one and 150 bytes."""
@@ -128,6 +131,8 @@ class Run:
     """The first that fits a device counts."""
     options: tuple[Option, ...] = ()
     """What the other devices are given by their budgets, the largest first (`choices.py`). Empty: all the same."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """The tables that it was prepared from, as plain values: with them and the seed set it can be prepared again."""
 
     @functools.cached_property
     def others(self) -> Variant:
@@ -206,6 +211,7 @@ def prepare(
     """
     parts = algorithm.load(run.algorithm)
     run = dataclasses.replace(run, habit=_habit(run, parts))
+    asked = copy.deepcopy({"run": config.table(run), "algorithm": table, "variant": dict(variant or {})})
     fields = {field.name for field in dataclasses.fields(parts.Config)}
     table = {**_preset(run, table, fields), **{name: value for name, value in _known(run).items() if name in fields}}
     public = seed_set.encode(seeds) if seeds is not None and "seed_set" in fields else b""
@@ -235,7 +241,7 @@ def prepare(
     chosen = variants.options(frame, run.widths, run.codings, run.down)
     if run.importance == "gradients":
         _check_scores(parts, card, any(one.cut for one in (*made, *(option.variant for option in chosen))))
-    return Run(run, parts, settings, description, initial, made, chosen)
+    return Run(run, parts, settings, description, initial, made, chosen, asked)
 
 
 def _check_collect(run: RunConfig, private: tuple[str, ...]) -> None:

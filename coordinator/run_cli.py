@@ -1,4 +1,7 @@
-"""`edge-coordinator run`: what is done with a run that is there."""
+"""`edge-coordinator run`: what is done with the models that a run has left.
+
+`runs_cli.py` has the commands for the run itself.
+"""
 
 import argparse
 import importlib.util
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.cli import Parser, add_data, data_table
+from edge_runtime.coordinator import runs_cli
 from edge_runtime.coordinator.bench_cli import Command
 from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.places import personal_path
@@ -40,9 +44,10 @@ _NEEDED = {
 
 def add_run_commands(commands: Any, command: Command) -> None:
     """Add `run` and its commands, each made by `command`."""
-    summary = "Export what a run has left, and verify what was exported"
+    summary = "Look at runs, stop them, go on with them, export what they have left"
     run = commands.add_parser("run", help=summary, description=f"{summary}.")
     kinds = run.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
+    runs_cli.add_commands(kinds, command)
     summary = "Make a device's personal model a file for its inference engine"
     export = command(kinds, "export", summary, _EXPORT_EXAMPLES, _export)
     export.add_argument("run", type=Path, nargs="?", default=Path("runs/latest"), help="default runs/latest")

@@ -1,9 +1,11 @@
 """Feeds a coordinator from a transport and a clock until its run is finished."""
 
+import functools
 import logging
 import queue
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from edge_runtime.coordinator.gate import Gate, Open
 from edge_runtime.coordinator.server import Coordinator
@@ -14,6 +16,7 @@ from edge_runtime.transport import Transport
 
 log = logging.getLogger(__name__)
 
+_Given = TypeVar("_Given")
 _TICK_S = 2.0
 _MAX_QUEUE = 1024
 _WAIT_S = 0.2
@@ -85,7 +88,7 @@ def serve(
         RunError: the run cannot go on.
         LinkError: the broker refuses us for good.
     """
-    coordinator.start()
+    _safely(coordinator, coordinator.start)
     tick = deadline = time.monotonic()
     tick += _TICK_S
     deadline += deadline_s
@@ -98,30 +101,46 @@ def serve(
             event = None
         now = time.monotonic()
         if isinstance(event, tuple):
-            coordinator.receive(*event)
+            _safely(coordinator, functools.partial(coordinator.receive, *event))
         elif event is not None and fit.changed(event, now):
-            coordinator.halve_chunks()
+            _safely(coordinator, coordinator.halve_chunks)
             log.warning("the broker hangs up on chunks: they now have %d bytes", coordinator.chunk_bytes)
         elif event:
             if linked:
-                coordinator.start()
+                _safely(coordinator, coordinator.start)
             linked = True
-        due = coordinator.pump(now)
+        due = _safely(coordinator, functools.partial(coordinator.pump, now))
         fit.watch(coordinator.chunks_sent, now)
         wait_s = _WAIT_S if due is None else min(_WAIT_S, max(_PUMP_S, due - now))
         if _where(coordinator) != where:
             where, deadline = _where(coordinator), now + deadline_s
         if now >= tick:
-            coordinator.tick()
+            _safely(coordinator, coordinator.tick)
             tick = now + _TICK_S
         if now >= deadline:
-            coordinator.deadline()
+            _safely(coordinator, coordinator.deadline)
             deadline = now + deadline_s
         coordinator.check()
         error: EdgeError | None = getattr(transport, "error", None)
         if error is not None:
             raise error
         watch(coordinator)
+
+
+def _safely(coordinator: Coordinator, event: Callable[[], _Given]) -> _Given | None:
+    """Let something happen. A fault of ours is reported, and costs what is not in the journal; it does not end the run.
+
+    Raises:
+        EdgeError: what was raised on purpose.
+    """
+    try:
+        return event()
+    except EdgeError:
+        raise
+    except Exception as fault:
+        log.exception("a fault of this program: the run goes on from its journal; please report this")
+        coordinator.forget(fault)
+        return None
 
 
 def _where(coordinator: Coordinator) -> tuple[int, str, bool]:

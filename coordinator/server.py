@@ -3,10 +3,12 @@
 Synchronous, without a thread or a clock of its own: `serve.py` feeds it from a transport, `simulate.py` from a loop.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,7 +44,7 @@ from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.rounds import RoundsCore
 from edge_runtime.coordinator.run import Run
 from edge_runtime.coordinator.versions import VersionsCore
-from edge_runtime.errors import ConfigError, DecodeError, RunError
+from edge_runtime.errors import ConfigError, DecodeError, DeviceError, RunError
 from edge_runtime.message import (
     MIN_CHUNK_BYTES,
     Blob,
@@ -62,6 +64,8 @@ from edge_runtime.setup import ModelCard
 log = logging.getLogger(__name__)
 
 _CACHED_BLOBS = 4
+_RESERVED = 16
+"""Bytes kept free for each value of the model: two checkpoints, and as much again for the journal."""
 
 
 class Post(Protocol):
@@ -121,13 +125,22 @@ class Coordinator:
         self.chunks_sent = 0
         self.latest: dict[str, dict[str, float]] = {}
         """Figures that came with the last accepted update of every device."""
-        self.unfit: dict[str, str] = journal.unfit()
-        """Devices that get no task, and why."""
-        self.core.online -= self.unfit.keys()
+        self.broken: Exception | None = None
+        """Why nothing is acknowledged: the disk is full or broken, or a fault. It is tried again with every tick."""
         self._run, self._post, self._send = run, post, post.send
         self._gate: Gate = gate or Open()
         self._layout = run.description.model.layout
         self._seed = run.config.seed
+        journal.keep_updates = run.config.keep_updates
+        journal.files.reserve(_RESERVED * self._layout.size)
+        self._take_up()
+
+    def _take_up(self) -> None:
+        """Make all that the journal, and nobody else, remembers."""
+        run, journal = self._run, self.journal
+        self.unfit: dict[str, str] = journal.devices.unfit()
+        """Devices that get no task, and why."""
+        self.core.online -= self.unfit.keys()
         self._blobs: OrderedDict[str, bytes] = OrderedDict()
         self._open: dict[str, _Open] = {}
         self._downloads = Downloads()
@@ -141,6 +154,42 @@ class Coordinator:
             self.server.cut_of = self._choices.cut_of
         self._downlink = Downlink(run, self.server, journal, self._choices)
         self._recover()
+
+    def forget(self, fault: Exception) -> None:
+        """Take nothing more until the next tick, which goes on from what is in the journal, as after a crash."""
+        self.broken = fault
+
+    def _revive(self) -> None:
+        self.journal.rollback()
+        plan, online = self.core.plan, self.core.online
+        self.core = _core(plan, self.journal.progress(plan.asynchronous))
+        self.core.online = online
+        self._take_up()
+        self._do(self.core.start())
+
+    def _guard(self, event: Callable[[], None]) -> None:
+        """Let something happen, unless the disk takes nothing; if that shows now, forget what it did not take."""
+        if self.broken is not None:
+            return
+        try:
+            event()
+        except DeviceError as error:
+            self.broken = error
+            log.error("%s; until then nothing is acknowledged", error)
+            if self.journal.files.release():
+                with contextlib.suppress(DeviceError):
+                    self._revive()  # what was begun may end in the room that was kept for it
+
+    def _mend(self) -> None:
+        """Go on once the disk takes something again."""
+        try:
+            self.journal.files.refill()
+            self._revive()
+            self.broken = None
+        except DeviceError as error:
+            self.broken = error
+        else:
+            log.warning("%s: the run goes on", self.journal.folder)
 
     def _recover(self) -> None:
         """Go back to the last checkpoint, and absorb again what the journal holds of the open round."""
@@ -169,17 +218,20 @@ class Coordinator:
 
     def start(self) -> None:
         """Go on with the run: after a start, or on a new connection, where what was said last may be lost."""
-        self._do(self.core.start())
+        self._guard(lambda: self._do(self.core.start()))
 
     def tick(self) -> None:
         """Repeat what is outstanding."""
         self._gate.tick()
-        self._do(self.core.tick())
+        if self.broken is not None:
+            self._mend()
+        self._guard(lambda: self._do(self.core.tick()))
 
     def deadline(self) -> None:
         """Stop waiting for those who have not answered."""
-        self.check_anybody()
-        self._do(self.core.deadline(len(self.unfit)))
+        if self.broken is None:
+            self.check_anybody()
+        self._guard(lambda: self._do(self.core.deadline(len(self.unfit))))
 
     def receive(self, topic: str, data: bytes) -> None:
         """Take hostile bytes from the network: what is not a message of a device is counted and dropped."""
@@ -208,6 +260,10 @@ class Coordinator:
 
         To be called after every event. `now_s`: of a clock that never goes back.
         """
+        self._guard(lambda: self._pump(now_s))
+        return self._downloads.due_s() if self.broken is None else None
+
+    def _pump(self, now_s: float) -> None:
         while self._post.room() and (load := self._downloads.next(now_s)):
             data = self._blob(load.devices[0], load.digest)
             if data is None:
@@ -218,16 +274,20 @@ class Coordinator:
             sent = [self._post.share(chunk)] if load.to_all else [self._send(device, chunk) for device in load.devices]
             if not all(sent):
                 self._downloads.clear()  # the link is down: it will all be asked for again
-        return self._downloads.due_s()
 
     def halve_chunks(self) -> None:
         """Cut everything in smaller chunks from now on, and repeat the open tasks: the broker does not carry these."""
         self.chunk_bytes = max(min(MIN_CHUNK_BYTES, self.chunk_bytes), self.chunk_bytes // 2)
         self._downloads.clear()
-        self._do(self.core.start())
+        self.start()
 
     def handle(self, device: str, message: Message) -> None:
         """Take a message from a device."""
+        self._guard(lambda: self._handle(device, message))
+
+    def _handle(self, device: str, message: Message) -> None:
+        if isinstance(message, Offer | Chunk):
+            self.journal.files.check_room()
         if isinstance(message, Hello):
             if not self._understands(device, message):
                 return
@@ -251,7 +311,7 @@ class Coordinator:
         if asked and not coding.suits(asked, wire.tells(self._run.parts.Down)):
             log.warning("device %s asks for %s, which this run has not: it is told as the others", device, hello.down)
             asked = ""
-        self.journal.ask(device, hello.down if asked else "")
+        self.journal.devices.ask(device, hello.down if asked else "")
         return True
 
     def _admits(self, device: str, hello: Hello) -> bool:
@@ -259,7 +319,7 @@ class Coordinator:
         heard = self._choices.hear(device, hello)
         if heard.chosen:
             log.warning("device %s is given %s", device, heard.chosen)
-        self.journal.admit(device, heard.lacking)
+        self.journal.devices.admit(device, heard.lacking)
         if not heard.lacking:
             self.unfit.pop(device, None)
             return True
@@ -303,7 +363,7 @@ class Coordinator:
             case Look():
                 self._look(action.device, action.offer)
             case Register():
-                self.journal.register(action.device)
+                self.journal.devices.register(action.device)
             case Sample():
                 self._sample(action.devices)
             case Close():
@@ -314,10 +374,10 @@ class Coordinator:
 
     def _assign(self, device: str, fresh: bool) -> None:
         plan, progress = self.core.plan, self.core.progress
-        base = "" if fresh else self.journal.base(device)
+        base = "" if fresh else self.journal.devices.base(device)
         named, first = self._open.get(device), not base
         if isinstance(self.core, VersionsCore):
-            self.journal.settle(device)
+            self.journal.devices.settle(device)
         if named is None or named.first is not first or isinstance(self.core, VersionsCore):
             named = _Open(self._remember_blob(self._set_up(device)), self._down(device, first), first)
         self._open[device] = named = named.cut(self.chunk_bytes)
@@ -412,7 +472,7 @@ class Coordinator:
         made = personal.decode(data, card.layout.size)
         if (made.origin.run, made.origin.device) != (self.core.plan.run, device) or not _same(made.card, card):
             raise DecodeError("the personal model is not of this device in this run")
-        self.journal.keep_personal(device, data)
+        self.journal.files.keep_personal(device, data)
 
     def _dated(self, offer: Offer) -> Offer:
         """Note with an update of an asynchronous run how many others were judged since its task was made."""
@@ -439,7 +499,7 @@ class Coordinator:
                 rng = privacy.draws(self._secret, progress.round, self.journal, len(devices))
             cohort = tuple(sorted(rng.choice(devices, plan.cohort, replace=False).tolist()))
         for device in cohort:
-            self.journal.settle(device)
+            self.journal.devices.settle(device)
         self.journal.open_round(progress.round, progress.phase, cohort)
         self._do(self.core.opened(cohort))
 
@@ -482,7 +542,7 @@ class Coordinator:
 
     def check(self) -> None:
         """Raise RunError if the open round can never close."""
-        if self.core.stuck:
+        if self.core.stuck and self.broken is None:
             raise RunError(f"round {self.core.progress.round} cannot close: {self.core.stuck}")
 
     def check_anybody(self) -> None:

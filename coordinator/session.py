@@ -19,6 +19,7 @@ from edge_runtime.coordinator.serve import Inbox, TopicPost, serve
 from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.coordinator.simulate import Scene, simulate
 from edge_runtime.errors import ConfigError
+from edge_runtime.files import write_atomic
 from edge_runtime.link import Link
 from edge_runtime.mqtt import Mqtt
 
@@ -59,13 +60,14 @@ def over_mqtt(run: Run, link: Link, folder: Path, broker: str, watch: Watch, gat
     transport = Mqtt(link)
     try:
         run_id = _identify(journal, run, secrets.token_hex(16))
+        journal.set("link", json.dumps(dataclasses.asdict(dataclasses.replace(link, password=None))))
         inbox = Inbox(transport, run.config.fleet)
         plan = run.plan(run_id, journal.next_epoch())
         coordinator = Coordinator(plan, run, journal, TopicPost(run.config.fleet, transport, gate), gate)
         inbox.start()
         serve(coordinator, inbox, transport, run.deadline_s, watch)
         rows, rejected = figures.rows(journal.accepted(), run), journal.rejected()
-        choices, promised = journal.choices(), _promised(journal, run)
+        choices, promised = journal.devices.choices(), _promised(journal, run)
         _keep_model(folder, coordinator)
     finally:
         transport.close()
@@ -83,7 +85,7 @@ def in_memory(run: Run, scene: Scene, folder: Path, watch: Watch) -> Outcome:
         run_id = _identify(journal, run, name)
         coordinator = simulate(run, run_id, scene, journal, watch)
         rows, rejected = figures.rows(journal.accepted(), run), journal.rejected()
-        choices, promised = journal.choices(), _promised(journal, run)
+        choices, promised = journal.devices.choices(), _promised(journal, run)
         _keep_model(folder, coordinator)
     finally:
         journal.close()
@@ -100,7 +102,9 @@ def _keep_model(folder: Path, coordinator: Coordinator) -> None:
     """Leave the shared model, if there is one, as little-endian float32 values in the order of its layout."""
     shared = coordinator.server.shared()
     if shared is not None:
-        (folder / "model.bin").write_bytes(shared.astype("<f4").tobytes())
+        data = shared.astype("<f4").tobytes()
+        write_atomic(folder / "model.bin", data)
+        coordinator.journal.set("model", hashlib.sha256(data).hexdigest())
 
 
 def baseline_of(run: Run, table: dict[str, Any]) -> Run:
@@ -130,8 +134,11 @@ def _identify(journal: Journal, run: Run, fresh: str) -> str:
     description = json.dumps(describe(run), sort_keys=True)
     held = journal.get("description")
     if held is None:
-        journal.set("description", description)
+        journal.files.keep_seeds(run.description.seed_set)
+        journal.set("asked", json.dumps(run.asked))
+        journal.set("started", _now())
         journal.set("run", fresh)
+        journal.set("description", description)
     elif held != description:
         raise ConfigError(f"{journal.folder} holds another run; give its settings again, or another folder")
     return journal.get("run") or fresh

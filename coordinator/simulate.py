@@ -117,6 +117,8 @@ def simulate(
         coordinator.receive(topic, payload)
         pump()
         coordinator.check()
+        if coordinator.broken:
+            raise coordinator.broken
         heard = len(coordinator.core.online | coordinator.unfit.keys())
         if coordinator.unfit and not coordinator.core.open and heard == run.config.devices:
             coordinator.deadline()  # nobody else will come

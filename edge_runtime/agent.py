@@ -48,7 +48,7 @@ from edge_runtime.protocol import (
     Tune,
 )
 from edge_runtime.seal import ORDINARY, STALE, Envelope, PeerSeal, Plain, SealError, Seals, rare
-from edge_runtime.store import Store
+from edge_runtime.store import Store, without_result
 from edge_runtime.trainer_process import Outcome, ProcessTrainer
 from edge_runtime.transport import Traffic, Transport
 
@@ -115,6 +115,10 @@ class Device:
         self._circle, self._tuner = circle, tuner
         self._broken = False
         self._unsent: dict[tuple[str, int], Blob] = {}
+        self._sent: set[tuple[str, int]] = set()
+        """Chunks of what is pending that were sent since it was made or found."""
+        self._mended = ""
+        """Digest of the Down of the last task for which something was damaged."""
         self.core = self._load()
 
     def _load(self) -> DeviceCore:
@@ -125,6 +129,17 @@ class Device:
             core.resume(self.among.task)
         return core
 
+    def forget(self) -> None:
+        """Take nothing more until the next tick, which goes on from what is in the store, as after a crash."""
+        self._broken = True
+
+    def revive(self) -> None:
+        """Forget all that is not in the store, as a crash would, and go on."""
+        self._unsent.clear()
+        self._sent.clear()
+        self.core = self._load()
+        self.start()
+
     def _gather(self, talk: Talk) -> Among:
         if self._circle is None:
             raise DecodeError("this device takes no part in runs among equals")
@@ -133,7 +148,7 @@ class Device:
     @property
     def waiting(self) -> bool:
         """Say whether something is outstanding, so that `tick` should come soon."""
-        return self.core.waiting or (self.among is not None and self.among.core.waiting)
+        return self._broken or self.core.waiting or (self.among is not None and self.among.core.waiting)
 
     def start(self) -> None:
         """Say hello, and go on with a run among equals."""
@@ -147,9 +162,7 @@ class Device:
         if self._broken:
             self.store.probe()
             self._broken = False
-            self.core = self._load()
-            if self.among is not None:
-                self._guard(self.among.begin)
+            self.revive()
         self._do(self.core.tick())
         if self.among is not None:
             self._guard(self.among.tick)
@@ -191,13 +204,16 @@ class Device:
 
     def pump(self) -> bool:
         """Send chunks that were asked for, as far as the network takes them; say whether some are left."""
+        self._guard(self._pump)
+        return bool(self._unsent)
+
+    def _pump(self) -> None:
         while self._unsent and (self._tuner is None or self._tuner.room()):
             (digest, index), blob = next(iter(self._unsent.items()))
             del self._unsent[digest, index]
             self.chunks_sent += 1
             if not self._send(Chunk(digest, index, self.store.read(digest, *blob.span(index)))):
                 self._unsent.clear()  # the link is down: it will all be asked for again
-        return bool(self._unsent)
 
     def handle(self, message: Message) -> None:
         """Take a message."""
@@ -263,13 +279,19 @@ class Device:
             match action:
                 case Send():
                     self._send(action.message)
+                case SendChunks() if self._lost(action):
+                    log.warning("the result of this device is damaged: it is made again")
+                    self.store.remember(without_result(self.core.memory))
+                    self.revive()
                 case SendChunks():
                     self._unsent |= {(action.blob.digest, index): action.blob for index in action.indices}
-                    self.pump()
+                    self._pump()
                 case Tune() if self._tuner is not None:
                     self._tuner.tune(action.blob)
                 case Recall() | Keep() | Check():
                     self._take_in(action)
+                case Train() if not self.store.sound(action.task):
+                    self._mend(action.task)
                 case Train() if action.task.phase == "peers":
                     self._begin(action.task)
                 case Train():
@@ -277,7 +299,26 @@ class Device:
                     self._trainer.start(action.task)
                 case Remember():
                     self._unsent.clear()
+                    self._sent.clear()
                     self.store.remember(action.memory)
+
+    def _mend(self, task: Task) -> None:
+        """Go on with what the store has that is good; a task for which that was done before cannot be done here."""
+        if self._mended == task.down.digest:
+            reason = "what this device writes does not come back as it was: mend its disk"
+            self._carry_out(self.core.failed(task, reason))
+        else:
+            self._mended = task.down.digest
+            self.revive()
+
+    def _lost(self, action: SendChunks) -> bool:
+        """Say whether a blob is not here, or (asked when chunks are asked for that were sent before) damaged."""
+        digest, wanted = action.blob.digest, {(action.blob.digest, index) for index in action.indices}
+        again = wanted & self._sent
+        self._sent |= wanted
+        if digest not in self.store.held():
+            return True
+        return bool(again) and hashlib.sha256(self.store.read(digest)).hexdigest() != digest
 
     def _take_in(self, action: Recall | Keep | Check) -> None:
         match action:
@@ -393,6 +434,8 @@ class Agent:
         self._transport, self._trainer = transport, trainer
         trainer.attach(self._finished)
         self._idle_rss_bytes = 0
+        self._unsent = False
+        self._complaint = ""
         self._since: dict[str, Traffic] = {}
         self._fit = Fit()
         self._envelope: Envelope = Plain() if seals is None else seals.coordinator
@@ -408,7 +451,8 @@ class Agent:
         wait_s = _TICK_S
         try:
             while not stop():
-                longest_s = _PUMP_S if self.device.pump() else 0.5
+                self._guard(lambda: self._more(self.device.pump()))
+                longest_s = _PUMP_S if self._unsent else 0.5
                 self._fit.watch(self.device.chunks_sent, time.monotonic())
                 if self._step(max(0.0, min(due - time.monotonic(), longest_s))) or self.device.core.fetching:
                     wait_s = _TICK_S  # a blob on its way in has a patience of its own
@@ -431,11 +475,25 @@ class Agent:
         self._guard(event)
         return True
 
+    def _more(self, unsent: bool) -> None:
+        self._unsent = unsent
+
     def _guard(self, event: Callable[[], None]) -> None:
+        """Let something happen. A fault of ours is reported, and costs what is not in the store; nothing more."""
         try:
             event()
         except DeviceError as error:
+            self._complain(error)
+        except EdgeError:
+            raise
+        except Exception:
+            log.exception("a fault of this program: it goes on from its store; please report this")
+            self.device.forget()
+
+    def _complain(self, error: DeviceError) -> None:
+        if str(error) != self._complaint:
             log.error("%s", error)
+        self._complaint = str(error)
 
     def _check_link(self) -> None:
         error: EdgeError | None = getattr(self._transport, "error", None)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from edge_runtime.seal import Seals
     from edge_runtime.serving import Loaded
 
+log = logging.getLogger(__name__)
+
 _EXIT_CODES = (
     """exit codes: 0 stopped on request, 2 wrong flag, key or data, 3 no broker, 4 this device cannot, 5 run failed"""
 )
@@ -98,6 +100,10 @@ def run_command(options: argparse.Namespace, program: str) -> None:
     except KeyboardInterrupt:
         sys.stderr.write(f"{program}: stopped\n")
         sys.exit(130)
+    except Exception as error:
+        log.exception("what follows is for whoever mends it:")
+        sys.stderr.write(f"{program}: a fault of this program: {type(error).__name__}: {error}; please report it\n")
+        sys.exit(1)
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:

@@ -1,9 +1,12 @@
 """Writing a file so that a power cut leaves the old one or the new one, never a mixture."""
 
+import contextlib
 import os
 from pathlib import Path
 
 from edge_runtime.errors import DeviceError
+
+_KEPT_CORRUPT = 3
 
 
 def write_atomic(path: Path, data: bytes, durable: bool = True, mode: int = 0o666) -> None:
@@ -30,6 +33,29 @@ def write_atomic(path: Path, data: bytes, durable: bool = True, mode: int = 0o66
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise DeviceError(f"{path}: cannot be written: {error.strerror}; free some space or mend the disk") from error
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename a damaged file to `PATH.corrupt-N` for somebody to look at, of which the newest few are kept.
+
+    Returns:
+        What it is called now; None: it was not there, or has to go because it cannot be renamed.
+    """
+    earlier = sorted(int(text) for other in path.parent.glob(f"{path.name}.corrupt-*") if (text := _number(other)))
+    for number in earlier[: max(0, len(earlier) - _KEPT_CORRUPT + 1)]:
+        path.with_name(f"{path.name}.corrupt-{number}").unlink(missing_ok=True)
+    aside = path.with_name(f"{path.name}.corrupt-{earlier[-1] + 1 if earlier else 1}")
+    try:
+        return path.replace(aside)
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        return None
+
+
+def _number(path: Path) -> str:
+    text = path.name.rpartition("-")[2]
+    return text if text.isdecimal() else ""
 
 
 def sync_folder(folder: Path) -> None:

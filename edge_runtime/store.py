@@ -1,12 +1,15 @@
 """What a device keeps: its memory, the blobs it holds, and the states that training left.
 
-    STORE/lock              held while an agent runs: two agents on one store would ruin it
-    STORE/memory.json       the Memory and a SHA-256 over it, written in one piece
+    STORE/lock              held while an agent runs, and who that is: two agents on one store would ruin it
+    STORE/memory.json       the Memory and a SHA-256 over it, written in one piece; memory.copy is the same once more
     STORE/blobs/DIGEST      complete blobs: setup, Down, pending Up
     STORE/states/DIGEST     a SHA-256 and the state that the update DIGEST leaves once it is applied
     STORE/partial/DIGEST    a blob on its way in, at most one (`spool.py`)
     STORE/personal/RUN.bin  the newest personal model (`personal.py`) of each of the last runs; RUN is a digest
     STORE/personal/served   the best of them on this device's own data, which `edge-agent infer` serves
+
+What is damaged is set aside (`NAME.corrupt-N`, the newest few), and the memory is made to say what is left: a result
+that is lost is made again, and a state that is lost is told to the coordinator, which begins anew with this device.
 
 `MemoryStore` is the same without a disk, for `edge-coordinator simulate` and for simulated crashes.
 """
@@ -16,13 +19,14 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import asdict
+import socket
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from edge_runtime import spool
 from edge_runtime.errors import ConfigError, DeviceError
-from edge_runtime.files import write_atomic
+from edge_runtime.files import set_aside, write_atomic
 from edge_runtime.message import Blob, Chunk, Offer, Task
 from edge_runtime.places import personal_path, served_path
 from edge_runtime.protocol import Memory, Talk
@@ -37,6 +41,10 @@ class Store(Protocol):
 
     def probe(self) -> None:
         """Raise DeviceError if nothing can be written."""
+        ...
+
+    def sound(self, task: Task) -> bool:
+        """Say whether what a task names is here and good."""
         ...
 
     def load(self) -> Memory:
@@ -99,6 +107,14 @@ def named(memory: Memory) -> tuple[set[str], set[str]]:
     return blobs, states
 
 
+def without_result(memory: Memory) -> Memory:
+    """Give a memory as it was before its pending result was made, so that the task may be done again."""
+    pending = memory.pending
+    if pending is None:
+        return memory
+    return replace(memory, pending=None, round=pending.round - 1 - (pending.phase == "score"))
+
+
 class FileStore:
     """A Store in a folder."""
 
@@ -128,19 +144,60 @@ class FileStore:
         path.unlink()
 
     def load(self) -> Memory:
-        """Read the memory; a damaged one is set aside and reported, and the device starts anew."""
-        path = self.folder / "memory.json"
-        if not path.exists():
-            return Memory()
-        try:
-            record = json.loads(path.read_bytes())
-            if record.pop("sha256") != _digest_of(record):
-                raise ValueError("its checksum does not fit")
-            return _memory(record)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            path.replace(path.with_suffix(".damaged"))
-            log.warning("%s: damaged (%s): set aside as memory.damaged; this device starts anew", path, error)
-            return Memory()
+        """Read the memory, and make it true of what is here: what is damaged is set aside and reported."""
+        memory = self._read_memory()
+        kept = self._sound(memory)
+        if kept != memory:
+            self.remember(kept)
+        return kept
+
+    def _read_memory(self) -> Memory:
+        """Read the memory, or its copy; with neither, the device starts anew."""
+        for path in (self.folder / "memory.json", self.folder / "memory.copy"):
+            if not path.exists():
+                continue
+            try:
+                record = json.loads(path.read_bytes())
+                if record.pop("sha256") != _digest_of(record):
+                    raise ValueError("its checksum does not fit")
+                return _memory(record)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                aside = set_aside(path)
+                log.warning("%s: damaged (%s): set aside as %s", path, error, aside and aside.name)
+        return Memory()
+
+    def _sound(self, memory: Memory) -> Memory:
+        """Set aside what is damaged of what the memory names, and give the memory without it."""
+        states = [self.folder / "states" / name for name in named(memory)[1] if name]
+        blobs = [self.folder / "blobs" / name for name in self.held()]
+        damaged = [path for path in states if path.exists() and not _is_state(path)]
+        for path in [*damaged, *(path for path in blobs if not _is_blob(path))]:
+            aside = set_aside(path)
+            log.warning("%s: damaged: set aside as %s", path, aside and aside.name)
+        pending = memory.pending
+        if pending and pending.phase == "train" and not (self.folder / "states" / pending.blob.digest).exists():
+            log.warning("%s: the state that round %d left is lost: it is made again", self.folder, pending.round)
+            memory = without_result(memory)
+        if memory.base and not (self.folder / "states" / memory.base).exists():
+            log.warning("%s: the state of this device is lost: it begins anew", self.folder)
+            memory = replace(memory, base="")
+        if memory.talk and not self._can_talk(memory.talk):
+            log.warning("%s: what this device said to its peers is lost: it begins anew", self.folder)
+            memory = replace(memory, talk=None)
+        return memory
+
+    def _can_talk(self, talk: Talk) -> bool:
+        digests = (talk.task.setup.digest, talk.task.down.digest, *(offer.blob.digest for offer in talk.said))
+        states = [offer.blob.digest for offer in talk.said[-1:]]
+        return all((self.folder / "blobs" / name).exists() for name in digests) and all(
+            (self.folder / "states" / name).exists() for name in states
+        )
+
+    def sound(self, task: Task) -> bool:
+        """Say whether what a task names is here and good."""
+        blobs = [self.folder / "blobs" / blob.digest for blob in (task.setup, task.down)]
+        states = [self.folder / "states" / task.base] if task.base else []
+        return all(map(_is_blob, blobs)) and all(map(_is_state, states))
 
     def held(self) -> set[str]:
         """List the digests of the complete blobs."""
@@ -150,11 +207,12 @@ class FileStore:
         """Make `memory` durable in one piece, then drop what it does not name."""
         record = asdict(memory)
         record["sha256"] = _digest_of(record)
-        write_atomic(self.folder / "memory.json", json.dumps(record).encode())
+        for name in ("memory.json", "memory.copy"):
+            write_atomic(self.folder / name, json.dumps(record).encode())
         blobs, states = named(memory)
         for part, names in (("blobs", blobs), ("states", states)):
             for path in (self.folder / part).iterdir():
-                if path.name not in names:
+                if path.name not in names and ".corrupt-" not in path.name:
                     path.unlink(missing_ok=True)
 
     def partial(self, blob: Blob) -> set[int]:
@@ -184,10 +242,18 @@ class FileStore:
         return True
 
     def read(self, digest: str, start: int = 0, end: int | None = None) -> bytes:
-        """Read a complete blob, or a part of it, without holding the rest."""
-        with (self.folder / "blobs" / digest).open("rb") as file:
-            file.seek(start)
-            return file.read(-1 if end is None else end - start)
+        """Read a complete blob, or a part of it, without holding the rest.
+
+        Raises:
+            DeviceError: it is lost or cannot be read.
+        """
+        path = self.folder / "blobs" / digest
+        try:
+            with path.open("rb") as file:
+                file.seek(start)
+                return file.read(-1 if end is None else end - start)
+        except OSError as error:
+            raise DeviceError(f"{path}: cannot be read: {error.strerror}; mend the disk") from error
 
     def state(self, digest: str) -> bytes | None:
         """Read a state.
@@ -244,6 +310,11 @@ class MemoryStore:
 
     def probe(self) -> None:
         """Memory is always writable."""
+
+    def sound(self, task: Task) -> bool:
+        """Say whether what a task names is here."""
+        blobs = {task.setup.digest, task.down.digest} <= self.blobs.keys()
+        return blobs and (not task.base or task.base in self.states)
 
     def load(self) -> Memory:
         """Read the memory."""
@@ -314,16 +385,44 @@ def _lock(folder: Path) -> IO[bytes]:
     try:
         for part in ("blobs", "states", "partial", "personal"):
             (folder / part).mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("ab")
+        file = (folder / "lock").open("r+b" if (folder / "lock").exists() else "w+b")
     except OSError as error:
         raise DeviceError(f"{folder}: the store cannot be made: {error.strerror}; choose another --store") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        who = file.read(100).decode("ascii", "replace").strip()
         file.close()
-        raise ConfigError(f"{folder}: another agent uses this store; stop it, or choose another --store") from error
+        raise ConfigError(
+            f"{folder}: another agent ({who}) uses this store; stop it, or choose another --store"
+        ) from error
+    try:
+        for path in [path for place in (folder, *folder.iterdir()) for path in place.glob(".*.tmp")]:
+            path.unlink()  # a crash left it half-written
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        file.flush()
+    except OSError as error:
+        log.debug("%s: %s", folder, error)  # the lock holds on a full disk too
     os.set_inheritable(file.fileno(), False)
     return file
+
+
+def _is_blob(path: Path) -> bool:
+    return hashlib.sha256(_bytes(path)).hexdigest() == path.name
+
+
+def _is_state(path: Path) -> bool:
+    data = _bytes(path)
+    return hashlib.sha256(data[32:]).digest() == data[:32]
+
+
+def _bytes(path: Path) -> bytes:
+    """Read a file; one that cannot be read is as good as an empty one."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _digest_of(record: dict[str, object]) -> str:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 Job = dict[str, Any]
 """The fields of `trainer.Job` as plain values."""
 _MAX_HEAD_BYTES = 65_536
+_LAST_WORDS_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,20 @@ def _ask(child: subprocess.Popen[bytes], request: dict[str, Any]) -> Outcome:
         child.stdin.flush()
         head = json.loads(child.stdout.readline(_MAX_HEAD_BYTES))
         payload, state, personal = (child.stdout.read(head[part]) for part in ("payload", "state", "personal"))
-    except (OSError, ValueError):
-        status = child.wait()
+        return Outcome(payload, state, head["metrics"], head["reason"], head["faults"], personal)
+    except (OSError, ValueError, KeyError, TypeError):
+        status = _status(child)
         how = f"signal {-status}" if status < 0 else f"exit status {status}"
         return Outcome(reason=f"the trainer process died ({how}); its last words are in the agent's log")
-    return Outcome(payload, state, head["metrics"], head["reason"], head["faults"], personal)
+
+
+def _status(child: subprocess.Popen[bytes]) -> int:
+    """Wait for the end of a child that made no sense, and see to it."""
+    try:
+        return child.wait(_LAST_WORDS_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return child.wait()
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

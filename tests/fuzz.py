@@ -8,6 +8,7 @@ is taken again where it is too long, so that a busy machine is not a fault.
 """
 
 import argparse
+import array
 import base64
 import hashlib
 import io
@@ -40,6 +41,7 @@ from edge_runtime.compression import (
     tokens,
     uniform,
 )
+from edge_runtime.devices import meter
 from edge_runtime.errors import DecodeError
 from edge_runtime.mask import from_bits
 from edge_runtime.tree import Layout
@@ -74,6 +76,12 @@ class Verdict:
     payloads: int = 0
     refused: int = 0
     slowest_ms: float = 0.0
+    p999_ms: float = 0.0
+    """Of the processor: one payload in a thousand takes longer."""
+    over_5_ms: int = 0
+    """Payloads that take longer than that."""
+    grown_bytes: int = 0
+    """What the process holds more at the end than before."""
     peak_bytes: int = 0
     faults: list[dict[str, str]] = field(default_factory=list)
 
@@ -269,19 +277,23 @@ def attack(target: Target, number: int, seed: int) -> Verdict:
     """Throw `number` mutated payloads at a decoder."""
     for sample in target.samples:
         target.decode(sample)  # what is damaged must be good to begin with
+    times_s, before_bytes = array.array("f"), meter.rss_bytes()
     verdict, rng = Verdict(target.name), np.random.default_rng([seed, *target.name.encode()])
     for count in range(number):
         data = mutate(rng, target.samples)
         verdict.payloads += 1
-        fault = _try(target, data, verdict)
+        fault = _try(target, data, verdict, times_s)
         if not fault and count % _WEIGHED == 0:
             fault = _weigh(target, data, verdict)
         if fault:
             verdict.faults.append({"what": fault, "payload": base64.b64encode(data).decode()})
+    verdict.p999_ms = 1e3 * float(np.quantile(np.asarray(times_s), 0.999)) if times_s else 0.0
+    verdict.over_5_ms = sum(took_s > 0.005 for took_s in times_s)
+    verdict.grown_bytes = meter.rss_bytes() - before_bytes
     return verdict
 
 
-def _try(target: Target, data: bytes, verdict: Verdict) -> str:
+def _try(target: Target, data: bytes, verdict: Verdict, times_s: "array.array[float]") -> str:
     for _ in range(3):
         started = time.process_time()
         try:
@@ -293,6 +305,7 @@ def _try(target: Target, data: bytes, verdict: Verdict) -> str:
         took_s = time.process_time() - started
         if took_s < SLOW_S:
             verdict.slowest_ms = max(verdict.slowest_ms, 1e3 * took_s)
+            times_s.append(took_s)
             return ""
     return f"it took {1e3 * took_s:.0f} ms, three times"
 
@@ -328,7 +341,8 @@ def main() -> int:
         one = verdicts[-1]
         sys.stderr.write(
             f"{one.name:18s} {one.payloads:8d} payloads, {one.refused:8d} refused, slowest {one.slowest_ms:5.1f} ms, "
-            f"peak {one.peak_bytes / 1e6:5.2f} MB, {len(one.faults)} faults\n"
+            f"p99.9 {one.p999_ms:5.2f} ms, peak {one.peak_bytes / 1e6:5.2f} MB, "
+            f"grown {one.grown_bytes / 1e6:5.2f} MB, {len(one.faults)} faults\n"
         )
         for fault in one.faults[:3]:
             sys.stderr.write(f"    {fault['what']}\n    {fault['payload'][:200]}\n")

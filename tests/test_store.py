@@ -102,7 +102,7 @@ def test_a_second_agent_on_the_same_store_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_memory_survives_a_restart(on_disk: FileStore) -> None:
-    memory = Memory("run", 3, 7, "a" * 64, "b" * 64)
+    memory = Memory("run", 3, 7, blob_of(on_disk, b"x").digest, "b" * 64)
     on_disk.remember(memory)
     assert FileStore(on_disk.folder, exclusive=False).load() == memory
 
@@ -111,21 +111,24 @@ def test_a_memory_survives_a_restart(on_disk: FileStore) -> None:
 def test_a_damaged_memory_is_set_aside_and_the_device_starts_anew(
     damage: bytes, on_disk: FileStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "memory.json").write_bytes(damage)
+    for name in ("memory.json", "memory.copy"):
+        (tmp_path / name).write_bytes(damage)
     assert on_disk.load() == Memory()
-    assert (tmp_path / "memory.damaged").read_bytes() == damage
+    assert (tmp_path / "memory.json.corrupt-1").read_bytes() == damage
     assert "damaged" in caplog.text
 
 
 def test_every_flipped_bit_of_a_memory_is_noticed(on_disk: FileStore, tmp_path: Path) -> None:
-    memory = Memory("run", 3, 7, "a" * 64)
+    memory = Memory("run", 3, 7)
     on_disk.remember(memory)
     good = (tmp_path / "memory.json").read_bytes()
     for place in range(len(good)):
         bad = bytearray(good)
         bad[place] ^= 1
-        (tmp_path / "memory.json").write_bytes(bytes(bad))
+        for name in ("memory.json", "memory.copy"):
+            (tmp_path / name).write_bytes(bytes(bad))
         assert on_disk.load() in (Memory(), memory), f"byte {place}"
+    assert len(list(tmp_path.glob("memory.json.corrupt-*"))) == 3
 
 
 def test_a_damaged_state_is_refused(on_disk: FileStore, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-FILES: tuple[str, ...] = ("seeds", "processes", "seals", "liars", "security")
+FILES: tuple[str, ...] = ("seeds", "processes", "seals", "liars", "security", "faults", "damage", "live")
 """Modules of `tests.chaos` that have rows."""
 
 

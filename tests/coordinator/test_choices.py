@@ -77,7 +77,7 @@ def chosen(run: Run, folder: Path, hello: Hello) -> tuple[str, str]:
     """Give the name of what a device with that hello is given, and why or why not."""
     with contextlib.closing(Journal(folder)) as journal:
         heard = Choices(run, journal).hear("a", hello)
-        return journal.chosen("a"), heard.lacking or heard.chosen
+        return journal.devices.chosen("a"), heard.lacking or heard.chosen
 
 
 def test_the_largest_part_that_fits_is_given_and_the_reason_said(
@@ -129,10 +129,10 @@ def test_a_choice_holds_over_a_restart_and_whatever_is_said_later(
 ) -> None:
     with coordinating(run, tmp_path) as (coordinator, _):
         coordinator.handle("a", Hello("boot", room=rooms[0.5]))
-        assert coordinator.journal.chosen("a").startswith("0.5 ")
+        assert coordinator.journal.devices.chosen("a").startswith("0.5 ")
     with coordinating(run, tmp_path) as (coordinator, _):
         coordinator.handle("a", Hello("again", room=100 * rooms[1]))
-        assert coordinator.journal.chosen("a").startswith("0.5 ")
+        assert coordinator.journal.devices.chosen("a").startswith("0.5 ")
         assert coordinator._choices.cut_of("a") == run.options[-1].variant.cut
 
 
@@ -142,10 +142,10 @@ def test_who_was_given_nothing_is_given_something_when_it_has_more(
     with coordinating(run, tmp_path) as (coordinator, _):
         coordinator.handle("a", Hello("boot", room=1))
         assert "nothing fits" in coordinator.unfit["a"]
-        assert "nothing fits" in coordinator.journal.choices()["a"]
+        assert "nothing fits" in coordinator.journal.devices.choices()["a"]
         coordinator.handle("a", Hello("boot", room=rooms[1]))
         assert coordinator.unfit == {}
-        assert coordinator.journal.chosen("a").startswith("1 ")
+        assert coordinator.journal.devices.chosen("a").startswith("1 ")
 
 
 @pytest.mark.parametrize("variants", [None, {"small": {"devices": "*", "width": 0.5}}], ids=["whole", "by its name"])
@@ -231,9 +231,9 @@ def test_a_device_that_asks_for_a_cheaper_coding_is_reckoned_by_it(run: Run, tmp
         dear, cheap = (choices.needs(whole, coding.parse(way, ""), "onnx").round_bytes for way in ("lossless", "bf16"))
         limit = (dear + cheap) // 2
         assert "1 of" not in choices.hear("a", Hello("boot", round_bytes=limit)).chosen
-        assert journal.chosen("a") != run.options[0].name
+        assert journal.devices.chosen("a") != run.options[0].name
         choices.hear("b", Hello("boot", down="bf16", round_bytes=limit))
-        assert journal.chosen("b") == run.options[0].name
+        assert journal.devices.chosen("b") == run.options[0].name
 
 
 @pytest.mark.parametrize("backend", ["onnx", "torch", "numpy", "something"])
@@ -256,7 +256,7 @@ def test_devices_of_two_sizes_train_in_one_run_and_one_too_small_stays_out(
     with contextlib.closing(Journal(tmp_path, durable=False)) as journal:
         simulate(run, "run", scene, journal, lambda coordinator: None)
         sent = {one.device: one.metrics["payload-bytes-up"] for one in journal.accepted()}
-        given = journal.choices()
+        given = journal.devices.choices()
     assert NAMES[2] not in sent
     assert "nothing fits" in given[NAMES[2]]
     assert set(sent) == {NAMES[0], NAMES[1], NAMES[3]}

@@ -77,7 +77,7 @@ class Fleet:
         self.coordinator.start()
 
     def crash(self) -> None:
-        self.journal._database.rollback()
+        self.journal.rollback()
         self.journal.close()
         self.queue.clear()
         self.boot()

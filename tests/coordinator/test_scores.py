@@ -93,7 +93,7 @@ def test_a_network_that_loses_and_doubles_messages_changes_nothing(model: Path, 
         with contextlib.closing(Journal(tmp_path / name, durable=False)) as journal:
             shared = play(run, journal, faults).server.shared()
             assert shared is not None
-            found.append((shared.tobytes(), [journal.part(device) for device in NAMES]))
+            found.append((shared.tobytes(), [journal.devices.part(device) for device in NAMES]))
     assert found[0] == found[1]
 
 

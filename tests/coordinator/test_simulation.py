@@ -7,10 +7,10 @@ update being counted exactly once and on every device keeping exactly the state 
 import hashlib
 import os
 import random
-import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from edge_runtime import algorithm, wire
 from edge_runtime.agent import Device, TopicTuner, hear
 from edge_runtime.compression import codec
-from edge_runtime.coordinator import journal as journals
+from edge_runtime.coordinator.database import Database
 from edge_runtime.coordinator.gate import Sealed
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import Run, RunConfig
@@ -121,36 +121,34 @@ class Server:
 TOY = algorithm.Algorithm("toy", dict, Down, Up, Client, Server)  # type: ignore[arg-type]
 
 
-class DiskOfMemory(Journal):
-    """The real journal on an in-memory database that outlives the coordinator's crashes."""
+class FilesInMemory:
+    """What lies beside the database, on a disk that outlives the coordinator's crashes."""
 
     def __init__(self, disk: SimpleNamespace) -> None:
-        self._database = disk.database
-        self._database.rollback()
         self._disk = disk
-        self.memories = journals._Memories(self._database)
 
-    def accept(self, device: str, offer: Any, payload: bytes, number: int, held: str = "") -> None:
-        super().accept(device, offer, payload, number, held)
-        self._disk.accepted.append(wire.decode(payload, Up, LONG).value)
+    def reserve(self, size_bytes: int) -> None:
+        """Memory is never full."""
+
+    def check_room(self) -> None:
+        """Memory is never full."""
 
     def down(self, digest: str) -> bytes | None:
         data: bytes | None = self._disk.downs.get(digest)
         return data
 
-    def _write_down(self, digest: str, data: bytes) -> None:
+    def write_down(self, digest: str, data: bytes) -> None:
         self._disk.downs[digest] = data
 
-    def _drop_down(self, digest: str) -> None:
-        if self._database.execute("SELECT 1 FROM assignment WHERE down = ?", (digest,)).fetchone() is None:
-            self._disk.downs.pop(digest, None)
+    def drop_down(self, digest: str) -> None:
+        self._disk.downs.pop(digest, None)
 
     def partial(self, device: str, blob: Any) -> Any:
         return set(self._disk.spool.get(device, {}).get(blob, {}))
 
-    def keep(self, device: str, offer: Any, chunk: Any) -> None:
-        chunks = self._disk.spool.get(device, {}).get(offer.blob, {})
-        self._disk.spool[device] = {offer.blob: {**chunks, chunk.index: chunk.data}}
+    def keep(self, device: str, blob: Any, chunk: Any) -> None:
+        chunks = self._disk.spool.get(device, {}).get(blob, {})
+        self._disk.spool[device] = {blob: {**chunks, chunk.index: chunk.data}}
 
     def take(self, device: str, blob: Any) -> bytes | None:
         chunks = self._disk.spool.get(device, {}).get(blob, {})
@@ -160,16 +158,35 @@ class DiskOfMemory(Journal):
     def drop(self, device: str) -> None:
         self._disk.spool.pop(device, None)
 
-    def _write_checkpoint(self, round_: int, data: bytes) -> None:
+    def clear(self) -> None:
+        self._disk.spool.clear()
+        self._disk.downs.clear()
+
+    def write_checkpoint(self, round_: int, data: bytes) -> None:
         self._disk.checkpoints[round_] = data
         self._disk.boundary()
 
-    def _read_checkpoint(self, round_: int) -> bytes:
+    def checkpoint(self, round_: int, digest: str) -> bytes:
         data: bytes = self._disk.checkpoints[round_]
+        assert hashlib.sha256(data).hexdigest() == digest
         return data
 
-    def _drop_checkpoints(self, but: int) -> None:
+    def drop_checkpoints(self, but: int) -> None:
         self._disk.checkpoints = {but: self._disk.checkpoints[but]}
+
+
+class DiskOfMemory(Journal):
+    """The real journal on an in-memory database that outlives the coordinator's crashes."""
+
+    def __init__(self, disk: SimpleNamespace) -> None:
+        disk.database.rollback()
+        self._disk = disk
+        files: Any = FilesInMemory(disk)
+        self._take(Path("memory"), files, disk.database)
+
+    def accept(self, device: str, offer: Any, payload: bytes, number: int, held: str = "") -> None:
+        super().accept(device, offer, payload, number, held)
+        self._disk.accepted.append(wire.decode(payload, Up, LONG).value)
 
 
 class Crash(Exception):
@@ -234,8 +251,7 @@ class World:
         self.random = random.Random(seed)
         self.bus = Loopback(seed, faults)
         self.crash, self.core_kind, self.journal_kind = crash, core, journal
-        database = sqlite3.connect(":memory:")
-        database.executescript(journals._SCHEMA)
+        database = Database(":memory:", durable=False)
         self.disk = SimpleNamespace(
             database=database, spool={}, checkpoints={}, downs={}, accepted=[], boundary=self.boundary
         )
@@ -271,7 +287,7 @@ class World:
         end = self.ends[""]
         gate = Sealed("f", KEYS[""], Members()) if self.sealed else None
         post = Watched(TopicPost("f", end, gate), self.boundary, self.carried)
-        names = {"accept", "register", "open_round", "close_round", "close_versions", "assign", "set", "reject"}
+        names = {"accept", "open_round", "close_round", "close_versions", "assign", "set", "reject"}
         description = Setup("toy", {}, ModelCard("own:toy", self.layout), 1)
         config = RunConfig(rounds=ROUNDS, devices=3, evaluate=False, chunk_bytes=512)
         run = Run(config, TOY, None, description, np.zeros(self.layout.size, np.float32))
@@ -489,7 +505,7 @@ class CountsTwice(DiskOfMemory):
         return progress
 
     def accept(self, device: str, offer: Any, payload: bytes, number: int, held: str = "") -> None:
-        self._database.execute("DELETE FROM upload WHERE device = ? AND round = ?", (device, offer.round))
+        self._database.write("DELETE FROM upload WHERE device = ? AND round = ?", (device, offer.round))
         super().accept(device, offer, payload, number, held)
 
 
