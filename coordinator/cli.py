@@ -27,7 +27,8 @@ from edge_runtime.link_cli import add_link, link
 from edge_runtime.link_cli import fleet_of as fleet_name
 
 _EXIT_CODES = (
-    """exit codes: 0 done, 2 wrong flag, key or data, 3 no broker, 4 disk or device, 5 run failed, 130 Ctrl-C"""
+    "exit codes: 0 done, 1 a fault of this program, 2 wrong flag, key or data, 3 no broker, "
+    "4 disk or device, 5 run failed, 130 Ctrl-C"
 )
 _TABLES = ("run", "algorithm", "data", "variant")
 # What half a step costs is in docs/wire.md.

@@ -227,7 +227,7 @@ class Journal:
         """Say whether a device offers another update where one of it was judged already."""
         query = "SELECT 1 FROM upload WHERE round = ? AND phase = ? AND device = ? AND digest != ?"
         where = (offer.round, offer.phase, device, offer.blob.digest)
-        return self._database.execute(query, where).fetchone() is not None
+        return self._database.row(query, where) is not None
 
     def payloads(self, round_: int) -> Iterator[tuple[str, bytes]]:
         """Go through the accepted updates of a round, one at a time."""

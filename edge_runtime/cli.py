@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _EXIT_CODES = (
-    """exit codes: 0 stopped on request, 2 wrong flag, key or data, 3 no broker, 4 this device cannot, 5 run failed"""
+    "exit codes: 0 stopped on request, 1 a fault of this program, 2 wrong flag, key or data, 3 no broker, "
+    "4 this device cannot, 5 run failed"
 )
 _START_EXAMPLES = """examples:
   edge-agent start --data /var/lib/sensors         # after `edge-agent enroll gateway-7.edge`
