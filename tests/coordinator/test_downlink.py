@@ -359,7 +359,7 @@ def test_a_device_that_asks_for_a_coding_that_there_is_not_is_not_heard(
     fleet = fleets()
     fleet.coordinator.handle("new", Hello("boot", asks))
     assert "new" not in fleet.coordinator.core.progress.known
-    assert f"device new is not heard: down: '{asks}'" in caplog.text
+    assert f"dropped from new: down: '{asks}'" in caplog.text
 
 
 def test_a_device_that_asks_for_what_a_model_does_not_take_is_told_as_the_others(
