@@ -35,7 +35,7 @@ AGGREGATORS = (
     "norm-bound",
 )
 NORM_LIMIT = 5.0
-"""c of `robust`. Honest norms were at most 1.4 times the median in the cells of the study (docs/robustness.md)."""
+"""c of `robust`. Honest norms were at most 1.8 times the median in the cells of the study (docs/robustness.md)."""
 _CELLS = 1 << 18
 """Values of all devices together that are worked on at a time: 2 MiB of float64."""
 _BUCKETS = 0x6275636B

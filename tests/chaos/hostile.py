@@ -284,7 +284,9 @@ def hostile(scale: Scale) -> Figure:
     """Besiege each broker."""
     found = [besieged(kind, scale) for kind in kinds()]
     text = "; ".join(
-        f"{one['broker']}: {one['rss_delta_bytes'] / 1048576:+.0f} MB, {one['slower']:.2f}x" for one in found
+        f"{one['broker']}: {one['rss_delta_bytes'] / 1048576:+.0f} MB, {one['slower']:.2f}x (median; longest "
+        f"{one['longest_disturbed_round_s']:.1f} s)"
+        for one in found
     )
     met = all(one["rss_delta_bytes"] <= MAX_DELTA_BYTES and one["slower"] <= MAX_SLOWER for one in found)
     return Figure(text, met, {"brokers": found})
