@@ -36,6 +36,11 @@ LIMIT_S = 3000.0
 
 
 @dataclass(frozen=True)
+class Config:
+    """Nothing can be set."""
+
+
+@dataclass(frozen=True)
 class Down:
     """What a device is told."""
 
@@ -91,7 +96,13 @@ class Server:
         self.round, self.model = state["round"], state["model"].copy()
 
 
-TOY = algorithm.Algorithm("toy", dict, Down, Up, object, Server)  # type: ignore[arg-type]
+class Client:
+    """What is asked of a client half without a round: `train` does that."""
+
+    own_model = False
+
+
+TOY = algorithm.Algorithm("toy", Config, Down, Up, Client, Server)  # type: ignore[arg-type]
 
 
 def train(device: str, down: Down, times: int) -> tuple[Up, int]:
@@ -212,7 +223,7 @@ class Fleet:
             habit="asynchronous" if plan.buffer else "synchronous",
             buffer=max(1, plan.buffer),
         )
-        return Run(config, TOY, None, description, np.zeros(SIZE, np.float32))
+        return Run(config, TOY, Config(), description, np.zeros(SIZE, np.float32))
 
     def _boot_coordinator(self) -> None:
         self.journal = journal = Journal(self.folder / "run")
