@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edge_runtime import algorithm, trainer, wire
-from edge_runtime.agent import Device, TopicCircle, TopicTuner, hear
+from edge_runtime.agent import TopicCircle, TopicTuner, hear
 from edge_runtime.compute import DEFAULT, Compute
 from edge_runtime.coordinator.adversary import ALTERED, LABEL_FLIP, Adversary, Attack, crafted
 from edge_runtime.coordinator.journal import Journal
@@ -22,6 +22,7 @@ from edge_runtime.coordinator.run import Run
 from edge_runtime.coordinator.serve import TopicPost
 from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.data import DataConfig
+from edge_runtime.device import Device
 from edge_runtime.errors import RunError
 from edge_runtime.message import Hello, Message, Task, ask_topic, down_topic, encode, up_topic
 from edge_runtime.store import MemoryStore

@@ -21,7 +21,7 @@ MAY_IMPORT = {
 }
 FRAMEWORKS = {"torch", "torch_pruning", "onnx", "onnxruntime"}
 FRAMEWORKS_ALLOWED_IN = ("edge_runtime/backends/", "export/")
-DEVICE_ONLY = ("agent", "measure", "store", "backends", "trainer", "trainer_process")
+DEVICE_ONLY = ("agent", "device", "measure", "store", "backends", "trainer", "trainer_process")
 DEVICE_ONLY_ALLOWED_IN = "coordinator/simulate.py"
 UNSAFE_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve", "yaml"}
 UNSAFE_CALLS = {"eval", "exec"}

@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from edge_runtime import peers
-from edge_runtime.agent import Device, TopicCircle, hear
+from edge_runtime.agent import TopicCircle, hear
+from edge_runtime.device import Device
 from edge_runtime.errors import DecodeError, DeviceError
 from edge_runtime.message import (
     Blob,

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from edge_runtime import inference, models, personal, serving
-from edge_runtime.agent import Device
 from edge_runtime.algorithm import Fitted, Model
 from edge_runtime.backends import load
 from edge_runtime.compute import Compute
 from edge_runtime.coordinator import broker as brokers
+from edge_runtime.device import Device
 from edge_runtime.errors import ConfigError
 from edge_runtime.link import Link
 from edge_runtime.message import Hello, Task

@@ -16,13 +16,14 @@ import numpy as np
 
 from edge_runtime import agent as agents
 from edge_runtime import wire
-from edge_runtime.agent import Agent, Device
+from edge_runtime.agent import Agent
 from edge_runtime.compression import codec
 from edge_runtime.coordinator import serve as serving
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.replay import replay
 from edge_runtime.coordinator.serve import Inbox, TopicPost, serve
 from edge_runtime.coordinator.server import Coordinator
+from edge_runtime.device import Device
 from edge_runtime.devices import meter
 from edge_runtime.errors import DecodeError
 from edge_runtime.message import Hello, Task, decode

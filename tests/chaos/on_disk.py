@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from edge_runtime import algorithm, wire
-from edge_runtime.agent import Device, TopicTuner, hear
+from edge_runtime.agent import TopicTuner, hear
 from edge_runtime.compression import codec
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import Run, RunConfig
 from edge_runtime.coordinator.serve import TopicPost
 from edge_runtime.coordinator.server import Coordinator
+from edge_runtime.device import Device
 from edge_runtime.errors import DeviceError
 from edge_runtime.message import Hello, Task, down_topic, encode, up_topic
 from edge_runtime.setup import ModelCard, Setup

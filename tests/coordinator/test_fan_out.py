@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from edge_runtime import algorithm, wire
-from edge_runtime.agent import Device, TopicTuner, hear
+from edge_runtime.agent import TopicTuner, hear
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import Run, RunConfig
 from edge_runtime.coordinator.serve import TopicPost
 from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.coordinator.simulate import Pump
+from edge_runtime.device import Device
 from edge_runtime.message import Blob, Chunk, Hello, all_topic, decode, down_topic, encode, up_topic
 from edge_runtime.setup import ModelCard, Setup
 from edge_runtime.store import MemoryStore

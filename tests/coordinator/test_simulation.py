@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from edge_runtime import algorithm, wire
-from edge_runtime.agent import Device, TopicTuner, hear
+from edge_runtime.agent import TopicTuner, hear
 from edge_runtime.compression import codec
 from edge_runtime.coordinator.database import Database
 from edge_runtime.coordinator.gate import Sealed
@@ -28,6 +28,7 @@ from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.run import Run, RunConfig
 from edge_runtime.coordinator.serve import TopicPost
 from edge_runtime.coordinator.server import Coordinator
+from edge_runtime.device import Device
 from edge_runtime.message import Chunk, Hello, decode, down_topic, encode, up_topic
 from edge_runtime.protocol import DeviceCore, Remember
 from edge_runtime.seal import DeviceSeal, Key, Plain, PublicKey
