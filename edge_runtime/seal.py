@@ -88,6 +88,7 @@ class Key:
         Raises:
             ConfigError: it is none, or of another kind.
         """
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.hazmat.primitives.asymmetric import ec, utils
 
@@ -97,7 +98,11 @@ class Key:
             raise ConfigError(f"the private key cannot be read ({error}): enroll the device again") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
             raise ConfigError("the private key is not one of the curve P-256: enroll the device again")
-        self._key, self._how, self._numbers = key, ec.ECDSA(hashes.SHA256()), utils.decode_dss_signature
+        try:  # RFC 6979: two signatures with one random number give the key away, and devices draw bad ones
+            self._how = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
+        except UnsupportedAlgorithm:  # before OpenSSL 3.2
+            self._how = ec.ECDSA(hashes.SHA256())
+        self._key, self._numbers = key, utils.decode_dss_signature
 
     def sign(self, data: bytes) -> bytes:
         """Sign: 64 bytes, r and s."""
