@@ -215,7 +215,7 @@ class Trial:
                 self.verdict.details["struck_s"] = time.monotonic()
                 fleet.suffer(schedule.Fault(0.0, strike, (), 0.0 if strike == "coordinator" else 2.0))
                 strike = ""
-            if now_s >= sample_s:
+            if now_s >= sample_s and self.rounds.finished_s is None:
                 sample_s = now_s + plan.sample_s
                 self.rounds.sample(now_s, fleet.coordinator, {n: fleet.pids.get(n) for n in self.names[:5]})
 
