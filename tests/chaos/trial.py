@@ -7,6 +7,7 @@ the journal holds, what every device keeps and what each was told with each othe
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -41,6 +42,8 @@ class Plan:
     every_s: float = 0.0
     """Between two faults; 0: undisturbed."""
     kinds: tuple[str, ...] = tuple(schedule.KINDS)
+    most: int = 0
+    """Faults after which there are no more, so that a run ends on the slowest machine; 0: any number."""
     early: bool = False
     """Whether faults begin with the first process, not with the first round."""
     loss: float = 0.0
@@ -200,8 +203,8 @@ class Trial:
             self.rounds.look(now_s)
             if fault and due_s is None and self.rounds.opened:
                 due_s = now_s + fault.wait_s
-            if self.rounds.finished_s is not None:
-                fault = None  # all that is left to do is the report
+            if self.rounds.finished_s is not None or len(self.struck) >= (plan.most or math.inf):
+                fault = None  # after the last round all that is left to do is the report
             if fault and faults and due_s is not None and now_s >= due_s:
                 fleet.suffer(fault)
                 self.struck.append((now_s, fault.kind))
