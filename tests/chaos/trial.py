@@ -247,11 +247,10 @@ class Trial:
         if plan.quorum == 1:
             number, expected = toy.expected(self.names, plan.rounds, plan.seed)
             verdict.right = pasts == expected and values == toy.noise(number, len(values) // 4).tobytes()
-        applied = {fate[:3] for fate in diary.fates if fate[3] == "applied" and fate[1] == "train"}
-        journalled = {(device, "train", digest) for device, phase, _, digest in held if phase == "train"}
-        verdict.lost = len(applied - journalled)
+        applied = {(fate[0], "train", fate[4]) for fate in diary.fates if fate[3] == "applied" and fate[1] == "train"}
+        verdict.lost = len(applied - set(held))
         two = Counter(fate[:3] for fate in diary.fates)
-        counts = Counter(device for device, phase, _, _ in held if phase == "train")
+        counts = Counter(device for device, phase, _ in held if phase == "train")
         verdict.twice = sum(number > 1 for number in two.values())
         verdict.twice += sum(counts[name] < pasts[name].times for name in self.names)
         verdict.retrained = sum(number - 1 for number in diary.trained.values())
@@ -270,16 +269,27 @@ def leaks(home: Path, stores: list[Path]) -> list[str]:
     What may remain: what the memory of a device names, and one partial file that its next download will drop; of the
     coordinator the newest checkpoint.
     """
-    kept = {"journal.sqlite", "journal.sqlite-shm", "journal.sqlite-wal", "lock", "model.bin"}
+    kept = {
+        "journal.sqlite",
+        "journal.sqlite-shm",
+        "journal.sqlite-wal",
+        "lock",
+        "reserve",
+        "seal",
+        "seeds",
+        "model.bin",
+    }
     found = [path for path in home.rglob("*") if path.is_file() and path.name not in kept]
-    newest = max((path for path in found if path.name.startswith("checkpoint-")), default=None)
-    leaked = [path for path in found if path != newest]
+    newest = max((path.with_suffix("") for path in found if path.name.startswith("checkpoint-")), default=None)
+    leaked = [path for path in found if path.with_suffix("") != newest]
     for folder in stores:
         blobs, states = named(FileStore(folder, exclusive=False).load())
         may = {"blobs": blobs, "states": states, "partial": {path.name for path in (folder / "partial").glob("*")}}
         leaked += list((folder / "partial").glob("*"))[1:]
         for path in folder.rglob("*"):
-            if path.is_file() and path.name not in {"lock", "memory.json"} | may.get(path.parent.name, set()):
+            if path.is_file() and path.name not in {"lock", "memory.json", "memory.copy"} | may.get(
+                path.parent.name, set()
+            ):
                 leaked.append(path)
     return [str(path) for path in leaked]
 
