@@ -14,7 +14,9 @@ from tests.chaos.watch import slope
 
 _BROKERS = ("mosquitto", "amqtt")
 _WARM = 0.3
-"""Part of a run after which what a process has of the system is taken to have settled."""
+"""Part of its life after which what a process has of the system is taken to have settled."""
+_LONG = 0.3
+"""Part of the run that a process must have lived through to be counted."""
 
 
 @functools.cache
@@ -189,13 +191,14 @@ def _growth(verdict: Verdict) -> dict[str, float]:
     lives: dict[tuple[str, int], list[tuple[float, int, int]]] = {}
     for sample in samples:
         for name, (pid, size_bytes, files) in sample["used"].items():
-            if sample["round"] >= _WARM * last and size_bytes:
-                lives.setdefault((name, pid), []).append((sample["round"], size_bytes, files))
-    spans = {key: one for key, one in lives.items() if one[-1][0] - one[0][0] >= 0.3 * last}
-    grown = {
-        name or "coordinator": tuple(slope([(point[0], point[i]) for point in one]) for i in (1, 2))
-        for (name, _), one in spans.items()
-    }
+            if size_bytes:
+                lives.setdefault((name or "coordinator", pid), []).append((sample["round"], size_bytes, files))
+    grown: dict[str, tuple[float, float]] = {}
+    for (name, _), life in lives.items():
+        first, span = life[0][0], life[-1][0] - life[0][0]
+        settled = [point for point in life if point[0] >= first + _WARM * span]
+        if span >= _LONG * last:
+            grown[name] = slope([point[:2] for point in settled]), slope([point[::2] for point in settled])
     worst = {f"bytes of {name}": size for name, (size, _) in grown.items()}
     most = max((abs(files) for _, files in grown.values()), default=0.0)
     return {"bytes": max(worst.values(), default=float("inf")), "files": most, **worst}

@@ -29,7 +29,7 @@ def figure_of(name: str, tmp_path: Path, part: float = 0.04) -> None:
 def test_a_fleet_whose_parts_are_killed_stopped_and_heckled_ends_as_an_undisturbed_one(
     kind: str, tmp_path: Path
 ) -> None:
-    plan = Plan(20, 10, broker=kind, seed=3, every_s=3.0, slow=True, heckle=20.0, train_s=0.3, limit_s=150.0)
+    plan = Plan(20, 8, broker=kind, seed=3, every_s=1.5, most=5, slow=True, heckle=20.0, train_s=0.5, limit_s=400.0)
     verdict = trial(plan, tmp_path)
     assert verdict.clean, verdict
     assert verdict.right, verdict
@@ -56,7 +56,7 @@ def test_a_row_is_met_at_a_small_scale(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not links.can_lose(), reason="needs root, unshare and nft")
 def test_a_fleet_on_links_that_lose_packets_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
-    verdict = trial(Plan(10, 5, seed=2, loss=0.1, every_s=4.0, kinds=schedule.KILLS, limit_s=200.0), tmp_path)
+    verdict = trial(Plan(10, 5, seed=2, loss=0.1, every_s=4.0, most=3, kinds=schedule.KILLS, limit_s=400.0), tmp_path)
     assert verdict.clean, verdict
     assert verdict.right, verdict
 

@@ -7,6 +7,7 @@ the journal holds, what every device keeps and what each was told with each othe
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -41,6 +42,8 @@ class Plan:
     every_s: float = 0.0
     """Between two faults; 0: undisturbed."""
     kinds: tuple[str, ...] = tuple(schedule.KINDS)
+    most: int = 0
+    """Faults after which there are no more, so that a run ends on the slowest machine; 0: any number."""
     early: bool = False
     """Whether faults begin with the first process, not with the first round."""
     loss: float = 0.0
@@ -200,8 +203,8 @@ class Trial:
             self.rounds.look(now_s)
             if fault and due_s is None and self.rounds.opened:
                 due_s = now_s + fault.wait_s
-            if self.rounds.finished_s is not None:
-                fault = None  # all that is left to do is the report
+            if self.rounds.finished_s is not None or len(self.struck) >= (plan.most or math.inf):
+                fault = None  # after the last round all that is left to do is the report
             if fault and faults and due_s is not None and now_s >= due_s:
                 fleet.suffer(fault)
                 self.struck.append((now_s, fault.kind))
@@ -215,7 +218,7 @@ class Trial:
                 self.verdict.details["struck_s"] = time.monotonic()
                 fleet.suffer(schedule.Fault(0.0, strike, (), 0.0 if strike == "coordinator" else 2.0))
                 strike = ""
-            if now_s >= sample_s:
+            if now_s >= sample_s and self.rounds.finished_s is None:
                 sample_s = now_s + plan.sample_s
                 self.rounds.sample(now_s, fleet.coordinator, {n: fleet.pids.get(n) for n in self.names[:5]})
 
@@ -244,11 +247,10 @@ class Trial:
         if plan.quorum == 1:
             number, expected = toy.expected(self.names, plan.rounds, plan.seed)
             verdict.right = pasts == expected and values == toy.noise(number, len(values) // 4).tobytes()
-        applied = {fate[:3] for fate in diary.fates if fate[3] == "applied" and fate[1] == "train"}
-        journalled = {(device, "train", digest) for device, phase, _, digest in held if phase == "train"}
-        verdict.lost = len(applied - journalled)
+        applied = {(fate[0], "train", fate[4]) for fate in diary.fates if fate[3] == "applied" and fate[1] == "train"}
+        verdict.lost = len(applied - set(held))
         two = Counter(fate[:3] for fate in diary.fates)
-        counts = Counter(device for device, phase, _, _ in held if phase == "train")
+        counts = Counter(device for device, phase, _ in held if phase == "train")
         verdict.twice = sum(number > 1 for number in two.values())
         verdict.twice += sum(counts[name] < pasts[name].times for name in self.names)
         verdict.retrained = sum(number - 1 for number in diary.trained.values())
@@ -267,16 +269,27 @@ def leaks(home: Path, stores: list[Path]) -> list[str]:
     What may remain: what the memory of a device names, and one partial file that its next download will drop; of the
     coordinator the newest checkpoint.
     """
-    kept = {"journal.sqlite", "journal.sqlite-shm", "journal.sqlite-wal", "lock", "model.bin"}
+    kept = {
+        "journal.sqlite",
+        "journal.sqlite-shm",
+        "journal.sqlite-wal",
+        "lock",
+        "reserve",
+        "seal",
+        "seeds",
+        "model.bin",
+    }
     found = [path for path in home.rglob("*") if path.is_file() and path.name not in kept]
-    newest = max((path for path in found if path.name.startswith("checkpoint-")), default=None)
-    leaked = [path for path in found if path != newest]
+    newest = max((path.with_suffix("") for path in found if path.name.startswith("checkpoint-")), default=None)
+    leaked = [path for path in found if path.with_suffix("") != newest]
     for folder in stores:
         blobs, states = named(FileStore(folder, exclusive=False).load())
         may = {"blobs": blobs, "states": states, "partial": {path.name for path in (folder / "partial").glob("*")}}
         leaked += list((folder / "partial").glob("*"))[1:]
         for path in folder.rglob("*"):
-            if path.is_file() and path.name not in {"lock", "memory.json"} | may.get(path.parent.name, set()):
+            if path.is_file() and path.name not in {"lock", "memory.json", "memory.copy"} | may.get(
+                path.parent.name, set()
+            ):
                 leaked.append(path)
     return [str(path) for path in leaked]
 

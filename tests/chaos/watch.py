@@ -7,12 +7,13 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
+from edge_runtime.coordinator.journal import Journal
 from edge_runtime.link import Link
 from edge_runtime.message import Chunk, decode
 from edge_runtime.mqtt import Mqtt
 
-Fate = tuple[str, str, str, str]
-"""Device, phase, digest, and what became of it."""
+Fate = tuple[str, str, str, str, int]
+"""Device, phase, digest, what became of it, and its round."""
 
 
 class Rounds:
@@ -82,13 +83,12 @@ def connected(pid: int, port: int) -> bool:
     return False
 
 
-def updates(home: Path) -> list[tuple[str, str, int, str]]:
-    """List the updates that count: device, phase, round, digest."""
-    path = home / "journal.sqlite"
-    if not path.exists():
+def updates(home: Path) -> list[tuple[str, str, int]]:
+    """List the updates that count, of a run that nobody coordinates: device, phase, round."""
+    if not (home / "journal.sqlite").exists():
         return []
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        return list(database.execute("SELECT device, phase, round, digest FROM upload WHERE reason = ''"))
+    with contextlib.closing(Journal(home)) as journal:
+        return [(one.device, one.phase, one.round) for one in journal.accepted()]
 
 
 class Spy:
@@ -138,7 +138,7 @@ class Diary:
                     self.trained[name, rest[0], rest[1]] += 1
                     made.add((name, rest[2]))
                 case "fate" if (name, rest[2]) in made:
-                    fate = (name, rest[1], rest[2], rest[3])
+                    fate = (name, rest[1], rest[2], rest[3], int(rest[0]))
                     if fate not in self.fates:
                         self.fate_s.append((float(at), name, int(rest[0])))
                     self.fates.add(fate)
