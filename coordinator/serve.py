@@ -141,13 +141,13 @@ def serve(
             _safely(coordinator, functools.partial(coordinator.receive, *event))
         elif event is not None and fit.changed(event, now):
             _safely(coordinator, coordinator.halve_chunks)
-            log.warning("the broker hangs up on chunks: they now have %d bytes", coordinator.chunk_bytes)
+            log.warning("the broker hangs up on chunks: they now have %d bytes", coordinator.handout.chunk_bytes)
         elif event:
             if linked:
                 _safely(coordinator, coordinator.start)
             linked = True
         due = _safely(coordinator, functools.partial(coordinator.pump, now))
-        fit.watch(coordinator.chunks_sent, now)
+        fit.watch(coordinator.handout.sent, now)
         wait_s = _WAIT_S if due is None else min(_WAIT_S, max(_PUMP_S, due - now))
         if _where(coordinator) != where:
             where, deadline = _where(coordinator), now + deadline_s

@@ -5,11 +5,8 @@ Synchronous, without a thread or a clock of its own: `serve.py` feeds it from a 
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -37,16 +34,14 @@ from edge_runtime.coordinator.actions import (
 )
 from edge_runtime.coordinator.choices import Choices
 from edge_runtime.coordinator.downlink import Downlink
-from edge_runtime.coordinator.downloads import Downloads
 from edge_runtime.coordinator.gate import EQUIVOCATION, MALFORMED, MISNAMED, OTHER_WIRE, Dropped, Gate, Open, Post
+from edge_runtime.coordinator.handout import Handout, Makers
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.rounds import RoundsCore
 from edge_runtime.coordinator.run import Run
 from edge_runtime.coordinator.versions import VersionsCore
 from edge_runtime.errors import ConfigError, DecodeError, DeviceError, RunError
 from edge_runtime.message import (
-    MIN_CHUNK_BYTES,
-    Blob,
     Chunk,
     Fate,
     Hello,
@@ -62,24 +57,8 @@ from edge_runtime.setup import ModelCard
 
 log = logging.getLogger(__name__)
 
-_CACHED_BLOBS = 4
 _RESERVED = 16
 """Bytes kept free for each value of the model: two checkpoints, and as much again for the journal."""
-
-
-@dataclass(frozen=True)
-class _Open:
-    """What the open task of a device names, so that it need not be encoded again to be repeated."""
-
-    set_up: Blob
-    down: Blob
-    first: bool
-    """Whether the device holds nothing."""
-
-    def cut(self, chunk_bytes: int) -> "_Open":
-        """Cut both blobs in chunks of that size."""
-        set_up, down = (dataclasses.replace(blob, chunk=chunk_bytes) for blob in (self.set_up, self.down))
-        return _Open(set_up, down, self.first)
 
 
 class Coordinator:
@@ -100,12 +79,11 @@ class Coordinator:
         self.core: RoundsCore | VersionsCore = _core(plan, journal.progress(plan.asynchronous))
         self.journal = journal
         self.dropped = Dropped()
-        self.chunk_bytes = run.config.chunk_bytes
-        self.chunks_sent = 0
         self.latest: dict[str, dict[str, float]] = {}
         """Figures that came with the last accepted update of every device."""
         self.broken: Exception | None = None
         """Why nothing is acknowledged: the disk is full or broken, or a fault. It is tried again with every tick."""
+        self.handout = Handout(Makers(self._set_up, self._down, self._kept_down), run.config.chunk_bytes)
         self._run, self._post, self._send = run, post, post.send
         self._gate: Gate = gate or Open()
         self._layout = run.description.model.layout
@@ -120,9 +98,7 @@ class Coordinator:
         self.unfit: dict[str, str] = journal.devices.unfit()
         """Devices that get no task, and why."""
         self.core.online -= self.unfit.keys()
-        self._blobs: OrderedDict[str, bytes] = OrderedDict()
-        self._open: dict[str, _Open] = {}
-        self._downloads = Downloads()
+        self.handout.forget()
         self._kept = 0
         """Updates of an asynchronous run that the last checkpoint holds."""
         memories = journal.memories
@@ -241,25 +217,12 @@ class Coordinator:
 
         To be called after every event. `now_s`: of a clock that never goes back.
         """
-        self._guard(lambda: self._pump(now_s))
-        return self._downloads.due_s() if self.broken is None else None
-
-    def _pump(self, now_s: float) -> None:
-        while self._post.room() and (load := self._downloads.next(now_s)):
-            data = self._blob(load.devices[0], load.digest)
-            if data is None:
-                continue  # of a task that is no longer open; the device will learn of the new one
-            start, end = Blob(load.digest, len(data), self.chunk_bytes).span(load.index)
-            chunk = Chunk(load.digest, load.index, data[start:end])
-            self.chunks_sent += 1
-            sent = [self._post.share(chunk)] if load.to_all else [self._send(device, chunk) for device in load.devices]
-            if not all(sent):
-                self._downloads.clear()  # the link is down: it will all be asked for again
+        self._guard(lambda: self.handout.pump(self._post, now_s))
+        return self.handout.due_s() if self.broken is None else None
 
     def halve_chunks(self) -> None:
         """Cut everything in smaller chunks from now on, and repeat the open tasks: the broker does not carry these."""
-        self.chunk_bytes = max(min(MIN_CHUNK_BYTES, self.chunk_bytes), self.chunk_bytes // 2)
-        self._downloads.clear()
+        self.handout.halve_chunks()
         self.start()
 
     def handle(self, device: str, message: Message) -> None:
@@ -272,7 +235,7 @@ class Coordinator:
         if isinstance(message, Hello):
             if not self._understands(device, message):
                 return
-            self._downloads.leave(device)
+            self.handout.leave(device)
             if not self._admits(device, message):
                 return
         actions = self.core.handle(device, message)
@@ -328,7 +291,7 @@ class Coordinator:
                 case Repeat():
                     self._repeat(action.device)
                 case SendChunks():
-                    self._send_chunks(action)
+                    self.handout.want(action.device, action.need)
                 case _:
                     self._do_durably(action)
 
@@ -356,15 +319,12 @@ class Coordinator:
     def _assign(self, device: str, fresh: bool) -> None:
         plan, progress = self.core.plan, self.core.progress
         base = "" if fresh else self.journal.devices.base(device)
-        named, first = self._open.get(device), not base
         if isinstance(self.core, VersionsCore):
             self.journal.devices.settle(device)
-        if named is None or named.first is not first or isinstance(self.core, VersionsCore):
-            named = _Open(self._remember_blob(self._set_up(device)), self._down(device, first), first)
-        self._open[device] = named = named.cut(self.chunk_bytes)
+        named = self.handout.name(device, not base, isinstance(self.core, VersionsCore))
         task = Task(plan.run, plan.epoch, progress.round, progress.phase, base, named.set_up, named.down)
         if isinstance(self.core, VersionsCore):
-            self.journal.assign(device, task, self._blobs[named.down.digest])
+            self.journal.assign(device, task, self.handout.data(named.down))
             self.core.issued(device, task.round)
         self._send(device, task)
 
@@ -373,52 +333,26 @@ class Coordinator:
         if task is None:
             self._assign(device, False)
         else:
-            self._open[device] = named = _Open(task.setup, task.down, not task.base).cut(self.chunk_bytes)
-            epoch = self.core.plan.epoch
+            named, epoch = self.handout.repeat(device, task), self.core.plan.epoch
             self._send(device, dataclasses.replace(task, epoch=epoch, setup=named.set_up, down=named.down))
 
-    def _down(self, device: str, first: bool) -> Blob:
+    def _down(self, device: str, first: bool) -> bytes:
         if self.core.progress.phase == "score":
-            return self._remember_blob(self._choices.task(device, self._run.initial))
+            return self._choices.task(device, self._run.initial)
         if self.core.progress.phase == "peers":
             cohort = self.core.progress.cohort
             start = dataclasses.replace(self._run.start(cohort), keys=self._gate.points(cohort))
-            return self._remember_blob(peers.encode_start(start))
-        return self._remember_blob(self._downlink.encode(device, first, self.core.progress.phase == "evaluate"))
+            return peers.encode_start(start)
+        return self._downlink.encode(device, first, self.core.progress.phase == "evaluate")
 
     def _set_up(self, device: str) -> bytes:
         """Give the run as a device sees it; to say which channels matter to it, it must see the whole model."""
         scores = self.core.progress.phase == "score"
         return (self._run.others if scores else self._choices.variant_of(device)).encoded
 
-    def _remember_blob(self, data: bytes) -> Blob:
-        """Keep a few blobs at hand; any other can be made again, so that memory does not grow with the fleet."""
-        blob = Blob(hashlib.sha256(data).hexdigest(), len(data), self.chunk_bytes)
-        self._blobs[blob.digest] = data
-        self._blobs.move_to_end(blob.digest)
-        while len(self._blobs) > _CACHED_BLOBS:
-            self._blobs.popitem(last=False)
-        return blob
-
-    def _send_chunks(self, action: SendChunks) -> None:
-        named = self._open.get(action.device)
-        for blob in () if named is None else (named.set_up, named.down):
-            if blob.digest == action.need.digest:
-                expected = sum(blob in (other.set_up, other.down) for other in self._open.values())
-                self._downloads.want(action.device, blob, action.need.want, expected)
-
-    def _blob(self, device: str, digest: str) -> bytes | None:
-        """Find a blob of a device's task, or make it again."""
-        if digest not in self._blobs and isinstance(self.core, VersionsCore):
-            down = self.journal.down(digest)
-            if down is not None:
-                self._remember_blob(down)
-        named = self._open.get(device)
-        if digest not in self._blobs and named is not None and digest == named.down.digest:
-            self._down(device, named.first)
-        if digest not in self._blobs:
-            self._remember_blob(self._set_up(device))
-        return self._blobs.get(digest)
+    def _kept_down(self, digest: str) -> bytes | None:
+        """Read the Down of a version that may have passed since."""
+        return self.journal.down(digest) if isinstance(self.core, VersionsCore) else None
 
     def _accept(self, device: str, offer: Offer) -> None:
         payload = self.journal.take(device, offer.blob)
@@ -494,7 +428,7 @@ class Coordinator:
             self._downlink.close()
         following = self.core.following()
         self.journal.close_round(closing, codec.encode_state(self._downlink.state()), following)
-        self._open.clear()
+        self.handout.close()
         actions = self.core.closed()
         if _core_of(self.core.plan, following) is RoundsCore:
             self._do(actions)
@@ -512,7 +446,7 @@ class Coordinator:
         if following.phase == "train":
             self._do(actions)
             return
-        self._open.clear()
+        self.handout.close()
         self._change_core(following)
 
     def _change_core(self, following: Progress) -> None:
