@@ -19,6 +19,7 @@ from edge_runtime.coordinator.run import Run, RunConfig, prepare
 from edge_runtime.coordinator.run_files import holder
 from edge_runtime.errors import ConfigError, RunError
 from edge_runtime.link import Link
+from edge_runtime.quota import Quota
 
 _NAME = "journal.sqlite"
 
@@ -169,4 +170,4 @@ def rebuild(folder: Path) -> tuple[Run, Link | None]:
     data = (folder / "seeds").read_bytes() if (folder / "seeds").exists() else b""
     settings = config.build(RunConfig, asked["run"], "run")
     run = prepare(settings, asked["algorithm"], asked["variant"], seed_set.decode(data) if data else None)
-    return run, Link(**link) if link else None
+    return run, Link(**{**link, "quota": Quota(**link["quota"])}) if link else None

@@ -108,8 +108,10 @@ def _resume(options: argparse.Namespace) -> None:
         raise ConfigError(f"{folder}: this run is of fleet {run.config.fleet!r}, and {who.key.parent} of {who.fleet!r}")
     options.host, options.port = options.host or known.host, options.port or known.port
     options.insecure = options.insecure or known.insecure
-    given = dataclasses.asdict(link(options, known.client_id, who))
-    connection = dataclasses.replace(known, **{key: value for key, value in given.items() if value is not None})
+    given = link(options, known.client_id, who)
+    said = {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
+    usual = {field.name: field.default for field in dataclasses.fields(given)}
+    connection = dataclasses.replace(known, **{key: value for key, value in said.items() if value != usual[key]})
     gate = Sealed(who.fleet, read_key(who.key), fleet) if fleet and who else None
     with Notifier(*config.service_manager()) as notifier:
         finish(demo.go_on(run, connection, folder, gate, notifier.beat), options.json)

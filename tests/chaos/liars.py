@@ -230,9 +230,10 @@ def _over_mqtt(scale: Scale) -> Figure:
 
 
 _TIMED = """
-import json, resource, sys, time
+import json, sys, time
 import numpy as np
 from edge_runtime import aggregate
+from edge_runtime.devices import meter
 count, size = int(sys.argv[1]), int(sys.argv[2])
 table = aggregate.withstanding({}, count, count)
 config = aggregate.Averaging(**{key.replace("-", "_"): value for key, value in table.items()})
@@ -248,7 +249,7 @@ for device in range(count):
 held.step(model)
 print(json.dumps({
     "wall_s": time.perf_counter() - started_s, "cpu_s": time.process_time() - cpu_s - drawing_s,
-    "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    "peak_rss_bytes": meter.peak_rss_bytes(),
 }))
 """
 _MOST_S, _MOST_BYTES = 1.0, 300e6

@@ -6,7 +6,6 @@ participant on a connection of its own.
 
 import contextlib
 import hashlib
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -184,10 +183,9 @@ class Fleet:
         """Go on answering for a moment, so that all devices hear of the fate of their last update."""
         last = time.monotonic() + 20.0
         while any(self._pending()) and time.monotonic() < last and not self._stop.is_set():
-            with contextlib.suppress(queue.Empty):
-                event = inbox.events.get(timeout=0.05)
-                if isinstance(event, tuple):
-                    self.coordinator.receive(*event)
+            event = inbox.take(0.05)
+            if isinstance(event, tuple):
+                self.coordinator.receive(*event)
         self.finished.set()
 
     def _pending(self) -> Iterator[bool]:

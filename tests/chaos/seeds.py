@@ -27,8 +27,12 @@ _BUGS: dict[str, dict[str, Any]] = {
 
 def wrong(seeds: range) -> list[int]:
     """List those of the seeds whose run does not end as the undisturbed one."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    return [seed for seed in seeds if _differs(seed)]
+    try:
+        return [seed for seed in seeds if _differs(seed)]
+    finally:
+        logging.disable(before)
 
 
 def found_after(bug: dict[str, Any]) -> int | None:

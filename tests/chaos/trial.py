@@ -195,12 +195,14 @@ class Trial:
         faults = drawn if plan.every_s else None
         fault = next(faults) if faults else None
         due_s = began_s + fault.wait_s if fault and plan.early else None
-        jumps = [began_s + 3.0, began_s + 6.0] if plan.clocks else []
-        sample_s, strike = began_s, plan.strike
+        jumps = [1.0, 3.0] if plan.clocks else []
+        sample_s, strike, opened_s = began_s, plan.strike, math.inf
         while not fleet.finished and time.monotonic() < began_s + plan.limit_s:
             fleet.step(0.02)
             now_s = time.monotonic()
             self.rounds.look(now_s)
+            if self.rounds.opened:
+                opened_s = min(opened_s, now_s)
             if fault and due_s is None and self.rounds.opened:
                 due_s = now_s + fault.wait_s
             if self.rounds.finished_s is not None or len(self.struck) >= (plan.most or math.inf):
@@ -210,7 +212,7 @@ class Trial:
                 self.struck.append((now_s, fault.kind))
                 fault = next(faults)
                 due_s = now_s + fault.wait_s
-            if jumps and now_s >= jumps[0]:
+            if jumps and now_s >= opened_s + jumps[0]:  # by then all have been connected by their first clocks
                 self._jump(len(jumps))
                 jumps.pop(0)
                 self.verdict.details["jumps"] = 2 - len(jumps)
