@@ -6,17 +6,13 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.coordinator.broker import find_mosquitto
+from edge_runtime.message import WINDOW
 from tests.chaos import links, schedule, toy
 from tests.chaos.scorecard import Scale, rows
 from tests.chaos.trial import Plan, faketime, leaks, trial
 from tests.chaos.watch import slope
 
 ROWS = {row.name: row for row in rows()}
-
-
-def figure_of(name: str, tmp_path: Path, part: float = 0.04) -> None:
-    figure = ROWS[name].measure(Scale(part, 1, tmp_path))
-    assert figure.met, f"{figure.text} {figure.details}"
 
 
 @pytest.mark.parametrize(
@@ -48,9 +44,19 @@ def test_an_update_that_is_lost_or_made_twice_would_show(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["R7", "R21"])
-def test_a_row_is_met_at_a_small_scale(name: str, tmp_path: Path) -> None:
-    figure_of(name, tmp_path)
+def test_after_a_broker_was_away_all_agents_subscribe_again_in_time(tmp_path: Path) -> None:
+    figure = ROWS["R21"].measure(Scale(0.04, 1, tmp_path))
+    assert figure.met, f"{figure.text} {figure.details}"
+
+
+@pytest.mark.slow
+def test_a_coordinator_that_was_killed_in_a_round_has_nothing_trained_again_and_a_window_of_chunks_sent_again(
+    tmp_path: Path,
+) -> None:
+    found = ROWS["R7"].measure(Scale(0.04, 1, tmp_path)).details
+    assert found["right"], found
+    assert found["retrained"] == 0
+    assert int(str(found["chunks_again"])) <= WINDOW
 
 
 @pytest.mark.slow

@@ -147,7 +147,7 @@ class Trial:
         if heckler is not None:
             verdict.details["heckled"] = heckler.close()
         if spy is not None:
-            verdict.details["bytes_again"] = spy.close()
+            verdict.details["chunks_again"] = spy.close()
         verdict.orphans = len(fleet.end_agents())
         verdict.kills = dict(fleet.kills)
         self._measure()
