@@ -47,7 +47,7 @@ class RoundsCore:
         """Reason of every device of the cohort that cannot take part in this round."""
         self.doing: dict[str, str] = {}
         self._fresh: set[str] = set()
-        self._uploads = Uploads()
+        self._uploads = Uploads(lambda: len(self.progress.cohort))
         self._closing = False
         self._enough = plan.devices
 

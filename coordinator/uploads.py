@@ -1,17 +1,18 @@
 """Updates on their way in: which chunks of which offer are here. State and event in, actions out.
 
-The more devices send at the same time, the smaller is the window of each, so that what a fleet has on its way fits the
-queues of the broker and of the coordinator, and nobody waits for a slow one.
+The more devices have a task, the smaller is the window of each, so that what a fleet has on its way fits the queues of
+the broker and of the coordinator, nobody waits for a slow one, and little is sent again after a coordinator was killed:
+what is on its way then has come to nobody.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from edge_runtime.coordinator.actions import Accept, Action, Keep, Recall, Tell
 from edge_runtime.message import WINDOW, Chunk, Offer
 from edge_runtime.transfer import Incoming
 
-MOST_CHUNKS = 512
-"""On their way from all devices together; with more devices than that, one from each."""
+MOST_CHUNKS = 256
+"""On their way from all devices together; with more devices than half of that, one from each."""
 _MAX_TICKS = 16
 """Between two repetitions of a task. Who was away says hello, and is told again at once."""
 
@@ -19,7 +20,9 @@ _MAX_TICKS = 16
 class Uploads:
     """One update at a time from every device."""
 
-    def __init__(self) -> None:
+    def __init__(self, senders: Callable[[], int]) -> None:
+        """Begin with nothing; `senders` says how many devices may send at the same time."""
+        self._senders = senders
         self._incoming: dict[str, tuple[Offer, Incoming]] = {}
         self._ticks: dict[str, int] = {}
 
@@ -89,4 +92,4 @@ class Uploads:
         self._ticks.clear()
 
     def _window(self) -> int:
-        return max(1, min(WINDOW, MOST_CHUNKS // max(1, len(self._incoming))))
+        return max(1, min(WINDOW, MOST_CHUNKS // max(1, self._senders())))

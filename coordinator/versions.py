@@ -49,7 +49,7 @@ class VersionsCore:
         self._back: dict[str, int] = {}
         """When (in judged updates) a refused device gets a task again."""
         self._heard: set[str] = set()
-        self._uploads = Uploads()
+        self._uploads = Uploads(lambda: len(self.progress.issued))
         self._enough = plan.devices
         self._started = bool(progress.issued)
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from edge_runtime.coordinator.broker import find_mosquitto
-from edge_runtime.message import WINDOW
 from tests.chaos import links, schedule
 from tests.chaos.scorecard import Figure, Row, Scale
 from tests.chaos.trial import Plan, Verdict, faketime, trial
@@ -100,7 +99,7 @@ def _r7(scale: Scale) -> Figure:
     first_s = min(at for at, *_ in verdict.details["first_fate_s"] if at > began_s) - struck_s
     again = max(verdict.details["chunks_again"].values(), default=0)
     text = f"{first_s:.1f} s to the first acknowledgement, {verdict.retrained} tasks done again, "
-    text += f"at most {again} chunks of a device sent again, of up to {WINDOW} that may be on their way"
+    text += f"at most {again} chunks of a device sent again"
     met = verdict.clean and verdict.right and first_s <= 5 and not verdict.retrained and again <= 1
     return Figure(
         text,

@@ -1,3 +1,5 @@
+import pytest
+
 from edge_runtime.coordinator.actions import Accept, Keep, Recall, Tell
 from edge_runtime.coordinator.uploads import MOST_CHUNKS, Uploads
 from edge_runtime.message import Blob, Chunk, Need, Offer
@@ -15,14 +17,14 @@ def need(*want: int) -> Need:
 
 
 def begun(device: str = "a", have: frozenset[int] = frozenset()) -> Uploads:
-    uploads = Uploads()
+    uploads = Uploads(lambda: 1)
     assert uploads.begin(device, OFFER) == [Recall(device, OFFER)]
     uploads.recalled(device, OFFER, have)
     return uploads
 
 
 def test_what_was_kept_before_a_restart_is_not_asked_for_again() -> None:
-    uploads = Uploads()
+    uploads = Uploads(lambda: 1)
     uploads.begin("a", OFFER)
     assert uploads.recalled("a", OFFER, set(range(38))) == [Tell("a", need(38, 39))]
     assert uploads.take("a", chunk(38)) == [Keep("a", OFFER, chunk(38))]
@@ -30,7 +32,7 @@ def test_what_was_kept_before_a_restart_is_not_asked_for_again() -> None:
 
 
 def test_an_update_that_was_kept_whole_is_looked_at_at_once() -> None:
-    uploads = Uploads()
+    uploads = Uploads(lambda: 1)
     uploads.begin("a", OFFER)
     assert uploads.recalled("a", OFFER, set(range(40))) == [Accept("a", OFFER)]
 
@@ -50,16 +52,12 @@ def test_an_offer_that_is_repeated_asks_for_nothing_twice_unless_the_link_was_ma
     assert uploads.begin("a", OFFER) == [Tell("a", need(*range(1, 17)))]
 
 
-def test_the_more_devices_send_the_less_each_has_on_its_way() -> None:
-    uploads = Uploads()
-    asked = []
-    for number in range(2 * MOST_CHUNKS):
-        (told,) = uploads.recalled(f"d{number}", OFFER, set())
-        assert isinstance(told, Tell)
-        assert isinstance(told.message, Need)
-        asked.append(len(told.message.want))
-    assert asked[:32] == [16] * 32
-    assert asked[63] == 8
-    assert asked[-1] == 1
-    assert asked == sorted(asked, reverse=True)
-    assert uploads.take("d0", chunk(15)) == [Keep("d0", OFFER, chunk(15)), Tell("d0", need(0))]
+@pytest.mark.parametrize(("devices", "window"), [(1, 16), (16, 16), (20, 12), (64, 4), (200, 1), (1000, 1)])
+def test_the_more_devices_have_a_task_the_less_each_has_on_its_way(devices: int, window: int) -> None:
+    uploads = Uploads(lambda: devices)
+    assert uploads.recalled("a", OFFER, set()) == [Tell("a", need(*range(window)))]
+    assert window * devices <= MOST_CHUNKS or window == 1
+    for index in range(window - 1):
+        uploads.take("a", chunk(index))
+    last = chunk(window - 1)
+    assert uploads.take("a", last) == [Keep("a", OFFER, last), Tell("a", need(*range(window, 2 * window)))]
