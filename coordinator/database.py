@@ -77,6 +77,7 @@ class Database:
             RunError: it is damaged.
         """
         self.path = path
+        self._raised: BaseException | None = None
         self._seal = Path(path).with_name("seal") if durable and isinstance(path, Path) else None
         with self._said():
             self.connection = sqlite3.connect(path, check_same_thread=False)
@@ -88,7 +89,7 @@ class Database:
 
     def _open(self, level: str) -> None:
         connection = self.connection
-        connection.create_function("fingerprint", -1, fingerprint, deterministic=True)
+        connection.create_function("fingerprint", -1, self._fingerprint, deterministic=True)
         connection.executescript(
             f"PRAGMA journal_mode=WAL; PRAGMA synchronous={level}; PRAGMA recursive_triggers=ON;"
             f"PRAGMA journal_size_limit={_WAL_BYTES};"
@@ -183,6 +184,13 @@ class Database:
                 (commits,) = self.connection.execute("SELECT commits FROM total").fetchone()
                 _write_seal(self._seal, commits)
 
+    def _fingerprint(self, *values: object) -> int:
+        try:
+            return fingerprint(*values)
+        except BaseException as error:  # Ctrl-C, as a rule: SQLite would only say that something was raised
+            self._raised = error
+            raise
+
     @contextlib.contextmanager
     def _said(self) -> Iterator[None]:
         """Say in one line what SQLite or the disk refuses."""
@@ -191,6 +199,9 @@ class Database:
         except sqlite3.IntegrityError as error:
             raise RunError(f"{self.path}: refuses to count something twice: {error}") from error
         except (sqlite3.DatabaseError, OSError) as error:
+            if self._raised is not None:
+                raised, self._raised = self._raised, None
+                raise raised from error
             if isinstance(error, OSError) or error.sqlite_errorcode & 0xFF in _OF_THE_DISK:
                 raise DeviceError(f"{self.path}: cannot be read or written: {error}; free some space") from error
             raise RunError(_damaged(self.path, str(error))) from error

@@ -8,11 +8,11 @@ what is on its way then has come to nobody.
 from collections.abc import Callable, Iterable
 
 from edge_runtime.coordinator.actions import Accept, Action, Keep, Recall, Tell
-from edge_runtime.message import WINDOW, Chunk, Offer
+from edge_runtime.message import WINDOW, Blob, Chunk, Offer
 from edge_runtime.transfer import Incoming
 
-MOST_CHUNKS = 256
-"""On their way from all devices together; with more devices than half of that, one from each."""
+MOST_CHUNKS, MOST_BYTES = 512, 1 << 24
+"""On their way from all devices together; of more devices, one chunk from each."""
 _MAX_TICKS = 16
 """Between two repetitions of a task. Who was away says hello, and is told again at once."""
 
@@ -45,14 +45,14 @@ class Uploads:
         held = self._incoming.get(device)
         if held is None or held[0].blob != offer.blob:
             return [Recall(device, offer)]
-        need = held[1].ask_next(self._window())
+        need = held[1].ask_next(self._window(offer.blob))
         return [Tell(device, need)] if need else []  # what was asked for is on its way, or `ask` will be called
 
     def recalled(self, device: str, offer: Offer, have: Iterable[int]) -> list[Action]:
         """Go on after `Recall`: ask for what is missing."""
         incoming = Incoming(offer.blob, have)
         self._incoming[device] = (offer, incoming)
-        return [Accept(device, offer)] if incoming.complete else [Tell(device, incoming.ask(self._window()))]
+        return [Accept(device, offer)] if incoming.complete else [Tell(device, incoming.ask(self._window(offer.blob)))]
 
     def take(self, device: str, chunk: Chunk) -> list[Action]:
         """Take a chunk; one that was not asked for gives no action."""
@@ -64,13 +64,14 @@ class Uploads:
         actions: list[Action] = [Keep(device, offer, chunk)]
         if incoming.complete:
             actions.append(Accept(device, offer))
-        elif need := incoming.ask_next(self._window()):
+        elif need := incoming.ask_next(self._window(offer.blob)):
             actions.append(Tell(device, need))
         return actions
 
     def ask(self, device: str) -> list[Action]:
         """Count a tick; ask again for what is missing, if it has stalled."""
-        need = self._incoming[device][1].tick(self._window())
+        offer, incoming = self._incoming[device]
+        need = incoming.tick(self._window(offer.blob))
         return [Tell(device, need)] if need else []
 
     def lose(self, device: str) -> None:
@@ -91,5 +92,6 @@ class Uploads:
         self._incoming.clear()
         self._ticks.clear()
 
-    def _window(self) -> int:
-        return max(1, min(WINDOW, MOST_CHUNKS // max(1, self._senders())))
+    def _window(self, blob: Blob) -> int:
+        senders = max(1, self._senders())
+        return max(1, min(WINDOW, MOST_CHUNKS // senders, MOST_BYTES // (senders * blob.chunk)))

@@ -210,7 +210,7 @@ class Mqtt:
         client.on_disconnect, client.on_message = self._guard(self._on_disconnect), self._guard(self._on_message)
         client.on_publish = self._guard(self._on_publish)
         counted = self._bytes  # by a name of its own: the client that holds these must not hold us
-        client.on_socket_open = lambda client, data, sock: counted.opened(sock)
+        client.on_socket_open = lambda client, data, sock: _opened(sock, counted)
         client.on_socket_close = lambda client, data, sock: counted.closing(sock)
         # With this set, paho writes to the socket in the network thread only, not in the thread that calls publish.
         client.on_socket_register_write = lambda client, data, sock: None
@@ -383,6 +383,13 @@ class Mqtt:
             size_bytes = self._waiting.popleft() if self._waiting else 0
             self._waiting_bytes -= size_bytes
         self._bytes.sent(size_bytes)
+
+
+def _opened(sock: Any, counted: SocketBytes) -> None:
+    # An answer must not wait for the acknowledgement of what was said before it (Nagle): where that is lost, it would
+    # wait for a retransmission.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    counted.opened(sock)
 
 
 def _packet_bytes(topic: str, payload: bytes) -> int:

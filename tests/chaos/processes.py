@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edge_runtime.coordinator.broker import find_mosquitto
+from edge_runtime.message import CHUNK_BYTES
 from tests.chaos import links, schedule
 from tests.chaos.scorecard import Figure, Row, Scale
 from tests.chaos.trial import Plan, Verdict, faketime, trial
@@ -93,13 +94,23 @@ def _r4(scale: Scale) -> Figure:
 
 
 def _r7(scale: Scale) -> Figure:
-    plan = Plan(scale.of(200, 8), 4, seed=scale.seed, train_s=2.0, strike="coordinator", spy=True)
+    plan = Plan(
+        scale.of(200, 8),
+        4,
+        seed=scale.seed,
+        model="lenet",
+        values=50_000,
+        chunk=CHUNK_BYTES,
+        train_s=2.0,
+        strike="coordinator",
+        spy=True,
+    )
     verdict = _run(plan, scale)
     struck_s, began_s = verdict.details["struck_s"], verdict.details["coordinator_began_s"]
     first_s = min(at for at, *_ in verdict.details["first_fate_s"] if at > began_s) - struck_s
     again = max(verdict.details["chunks_again"].values(), default=0)
     text = f"{first_s:.1f} s to the first acknowledgement, {verdict.retrained} tasks done again, "
-    text += f"at most {again} chunks of a device sent again"
+    text += f"at most {again} chunks of {CHUNK_BYTES >> 10} KiB of a device sent again"
     met = verdict.clean and verdict.right and first_s <= 5 and not verdict.retrained and again <= 1
     return Figure(
         text,

@@ -27,7 +27,6 @@ from tests.chaos.fleet import ROOT, Fleet, left_over
 from tests.chaos.heckler import Heckler
 from tests.chaos.links import Proxy
 
-_MODEL = "linear"
 _SLOW_BYTES_PER_S = 200_000.0
 
 
@@ -56,6 +55,8 @@ class Plan:
     deadline_s: float = 600.0
     clocks: bool = False
     """Whether the clocks of the processes are wrong, and jump."""
+    model: str = "linear"
+    """Bounds how many values a message may carry."""
     values: int = 3_000
     """That each message carries, both ways; four bytes each."""
     chunk: int = 4_096
@@ -180,7 +181,7 @@ class Trial:
     def _command(self) -> list[str]:
         plan, path = self.plan, self.folder / "run.toml"
         path.write_text(
-            f'[run]\nalgorithm = "tests.chaos.toy"\nmodel = "{_MODEL}"\nrounds = {plan.rounds}\n'
+            f'[run]\nalgorithm = "tests.chaos.toy"\nmodel = "{plan.model}"\nrounds = {plan.rounds}\n'
             f"devices = {plan.devices}\nquorum = {plan.quorum}\ndeadline-s = {plan.deadline_s}\n"
             f'chunk-bytes = {plan.chunk}\nup = "lossless"\ndown = "lossless"\nseed = {plan.seed}\n'
             f"[algorithm]\nup = {plan.values}\ndown = {plan.values}\n"

@@ -6,13 +6,14 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edge_runtime.coordinator import archive
+from edge_runtime.coordinator import archive, database
 from edge_runtime.coordinator.actions import Progress
 from edge_runtime.coordinator.journal import Accepted, Journal, Rejected
 from edge_runtime.errors import ConfigError, DeviceError, RunError
@@ -156,6 +157,18 @@ def test_a_row_that_was_changed_behind_its_back_is_noticed(tmp_path: Path) -> No
         journal._database.connection.executescript("DROP TRIGGER device_UPDATE; UPDATE device SET base = 'other';")
     with pytest.raises(RunError, match="its rows do not fit their sum"):
         Journal(tmp_path)
+
+
+def test_an_interruption_while_a_row_is_summed_is_no_damage(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*values: object) -> int:
+        signal.raise_signal(signal.SIGINT)
+        return 0
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(database, "fingerprint", interrupted)
+        do_rounds(journal, 0, 1)
+    do_rounds(journal, 0, 2)
+    assert len(list(journal.accepted())) == 2
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense"])

@@ -1,7 +1,7 @@
 import pytest
 
 from edge_runtime.coordinator.actions import Accept, Keep, Recall, Tell
-from edge_runtime.coordinator.uploads import MOST_CHUNKS, Uploads
+from edge_runtime.coordinator.uploads import Uploads
 from edge_runtime.message import Blob, Chunk, Need, Offer
 
 BLOB = Blob("a" * 64, 40 * 10, 10)
@@ -52,12 +52,17 @@ def test_an_offer_that_is_repeated_asks_for_nothing_twice_unless_the_link_was_ma
     assert uploads.begin("a", OFFER) == [Tell("a", need(*range(1, 17)))]
 
 
-@pytest.mark.parametrize(("devices", "window"), [(1, 16), (16, 16), (20, 12), (64, 4), (200, 1), (1000, 1)])
-def test_the_more_devices_have_a_task_the_less_each_has_on_its_way(devices: int, window: int) -> None:
+@pytest.mark.parametrize(
+    ("devices", "chunk_bytes", "window"),
+    [(1, 65_536, 16), (16, 65_536, 16), (20, 65_536, 12), (200, 65_536, 1), (200, 4_096, 2), (1000, 10, 1)],
+)
+def test_the_more_devices_have_a_task_the_less_each_has_on_its_way(devices: int, chunk_bytes: int, window: int) -> None:
     uploads = Uploads(lambda: devices)
-    assert uploads.recalled("a", OFFER, set()) == [Tell("a", need(*range(window)))]
-    assert window * devices <= MOST_CHUNKS or window == 1
-    for index in range(window - 1):
-        uploads.take("a", chunk(index))
-    last = chunk(window - 1)
-    assert uploads.take("a", last) == [Keep("a", OFFER, last), Tell("a", need(*range(window, 2 * window)))]
+    blob = Blob("a" * 64, 40 * chunk_bytes, chunk_bytes)
+    offer = Offer("run", 0, "train", blob)
+    chunks = [Chunk(blob.digest, index, bytes(chunk_bytes)) for index in range(window)]
+    assert uploads.recalled("a", offer, set()) == [Tell("a", need(*range(window)))]
+    for one in chunks[:-1]:
+        assert uploads.take("a", one) == [Keep("a", offer, one)]
+    asked = Tell("a", need(*range(window, 2 * window)))
+    assert uploads.take("a", chunks[-1]) == [Keep("a", offer, chunks[-1]), asked]
