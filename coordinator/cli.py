@@ -10,26 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime import __version__, algorithm, config, identity
-from edge_runtime.cli import (
-    Parser,
-    add_common,
-    add_compute,
-    add_data,
-    add_unit,
-    compute_table,
-    data_table,
-    run_command,
-)
-from edge_runtime.coordinator import run_cli
+from edge_runtime.command_line import EXIT_CODES, Parser, add_command, run_command, subcommands
+from edge_runtime.coordinator import broker, run_cli
 from edge_runtime.coordinator.bench_cli import add_bench
 from edge_runtime.coordinator.device_cli import add_fleet_commands, add_fleet_folder, fleet_of
 from edge_runtime.errors import ConfigError
+from edge_runtime.flags import add_compute, add_data, compute_table, data_table
 from edge_runtime.link_cli import add_link, link
 from edge_runtime.link_cli import fleet_of as fleet_name
 from edge_runtime.notify import Notifier
+from edge_runtime.unit_cli import add_unit
 
-_EXIT_CODES = """exit codes: 0 done, 1 a fault of this program, 2 wrong flag, key or data, 3 no broker,
-4 disk or device, 5 run failed, 130 Ctrl-C"""
+_EPILOG = f"""examples:
+  edge-coordinator demo                    # all of it on this machine: a broker, 20 agents, a report
+  edge-coordinator start --rounds 10 --set run.devices=3
+  edge-coordinator run list
+  edge-coordinator start --help            # each command explains itself
+
+{EXIT_CODES}"""
 _TABLES = ("run", "algorithm", "data", "variant")
 # What half a step costs is in docs/wire.md.
 _CODED = {"up": "step:0.5", "down": "step:0.5"}
@@ -87,6 +85,11 @@ _EXPORT_EXAMPLES = """examples:
   edge-coordinator simulate --model bundles/net --data my_data/
 
 """
+_REPORT_EXAMPLES = """examples:
+  edge-coordinator report                              # of the newest run
+  edge-coordinator report runs/first --picture first.png
+  edge-coordinator report --json
+"""
 _START_EXAMPLES = """examples:
   edge-coordinator start --config run.toml --folder runs/first       # with the fleet in ./fleet
   edge-coordinator start --config run.toml -h broker.lan --cafile broker.pem -u coordinator -P secret
@@ -105,33 +108,25 @@ are read by systemd and handed over.
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `edge-coordinator`."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     run_command(options, "edge-coordinator")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        "edge-coordinator", description="Train personalised models on a fleet of devices.", epilog=_EXIT_CODES
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of all commands."""
+    program = Parser("edge-coordinator", description="Train personalised models on a fleet of devices.", epilog=_EPILOG)
+    program.add_argument("--version", action="version", version=__version__)
+    commands = subcommands(program)
     _add_demo(commands)
     _add_simulate(commands)
     _add_start(commands)
-    add_fleet_commands(commands, _command, _EXIT_CODES)
+    add_fleet_commands(commands)
     _add_report(commands)
     _add_export(commands)
-    run_cli.add_run_commands(commands, _command)
-    _add_unit(commands)
-    add_bench(commands, _command)
-    return parser
-
-
-def _command(commands: Any, name: str, summary: str, examples: str, command: Any) -> Any:
-    parser = commands.add_parser(name, help=summary, description=f"{summary}.", epilog=examples + _EXIT_CODES)
-    parser.set_defaults(command=command)
-    add_common(parser)
-    return parser
+    run_cli.add_run_commands(commands)
+    add_unit(commands, "edge-coordinator", _UNIT_EXAMPLES, _unit)
+    add_bench(commands)
+    return program
 
 
 def _add_run(parser: Any) -> None:
@@ -172,12 +167,12 @@ def _tables(
 
 
 def _add_demo(commands: Any) -> None:
-    demo = _command(
+    demo = add_command(
         commands, "demo", "Run a broker, a coordinator and 20 agents on this machine", _DEMO_EXAMPLES, _demo
     )
     _add_run(demo)
     add_data(demo)
-    demo.add_argument("--broker", default="auto", help="auto, mosquitto or amqtt (default auto)")
+    demo.add_argument("--broker", default="auto", choices=broker.KINDS, help="auto, mosquitto or amqtt (default auto)")
     demo.add_argument("--warm", action="store_true", help="keep trainer processes between rounds: faster, more memory")
 
 
@@ -190,7 +185,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _add_simulate(commands: Any) -> None:
-    simulate = _command(
+    simulate = add_command(
         commands, "simulate", "Play a whole run in one process, deterministically", _SIMULATE_EXAMPLES, _simulate
     )
     _add_run(simulate)
@@ -216,7 +211,7 @@ def _simulate(options: argparse.Namespace) -> None:
 
 
 def _add_start(commands: Any) -> None:
-    start = _command(commands, "start", "Coordinate a run over a broker", _START_EXAMPLES, _start)
+    start = add_command(commands, "start", "Coordinate a run over a broker", _START_EXAMPLES, _start)
     _add_run(start)
     add_link(start)
     add_fleet_folder(start)
@@ -243,14 +238,10 @@ def _start(options: argparse.Namespace) -> None:
         finish(coordinate(tables, connection, folder, options.runs, gate, notifier.beat), options.json)
 
 
-def _add_unit(commands: Any) -> None:
-    add_unit(commands, "edge-coordinator", _UNIT_EXAMPLES + _EXIT_CODES).set_defaults(command=_unit)
-
-
 def _unit(options: argparse.Namespace) -> None:
     from edge_runtime.unit import Unit, credentials, render
 
-    start = _parser().parse_args(["start", *options.arguments])
+    start = parser().parse_args(["start", *options.arguments])
     arguments, files = credentials(start, options.arguments)
     folder = [] if start.folder else ["--folder", "run"]  # under the unit's own: started anew it goes on with the run
     name = f"edge-runtime: coordinator of {fleet_name(start, None)}"
@@ -261,7 +252,7 @@ def _unit(options: argparse.Namespace) -> None:
 
 
 def _add_report(commands: Any) -> None:
-    report = _command(commands, "report", "Show the summary of a finished run", "", _report)
+    report = add_command(commands, "report", "Show the summary of a finished run", _REPORT_EXAMPLES, _report)
     report.add_argument("folder", type=Path, nargs="?", default=Path("runs/latest"), help="default runs/latest")
     report.add_argument("--json", action="store_true", help="print report.json")
     report.add_argument("--picture", type=Path, metavar="FILE", help="draw the report's plots as one PNG")
@@ -281,12 +272,14 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _add_export(commands: Any) -> None:
-    export = _command(
+    export = add_command(
         commands, "export", "Make a bundle of a torch module, for devices without torch", _EXPORT_EXAMPLES, _export
     )
     export.add_argument("--model", required=True, metavar="NAME|MODULE:FACTORY", help="what to export")
     export.add_argument("--input", default="", metavar="SHAPE", help="shape of one sample, such as 1x28x28")
-    export.add_argument("--type", default="float32", help="of the input: float32 or int64 (default float32)")
+    export.add_argument(
+        "--type", default="float32", choices=("float32", "int64"), help="of the input (default float32)"
+    )
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder")
     export.add_argument(
         "--memory",

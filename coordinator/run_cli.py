@@ -12,12 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.cli import Parser, add_data, data_table
+from edge_runtime.command_line import add_command, add_group, subcommands
 from edge_runtime.coordinator import runs_cli
-from edge_runtime.coordinator.bench_cli import Command
 from edge_runtime.errors import ConfigError, DeviceError
+from edge_runtime.flags import add_data, data_table
 from edge_runtime.places import personal_path
 
+_RUN_EXAMPLES = """examples:
+  edge-coordinator run list
+  edge-coordinator run stop runs/first
+  edge-coordinator run export --device gateway-7
+"""
 _EXPORT_EXAMPLES = """examples:
   edge-coordinator run export --device person-01-left
   edge-coordinator run export runs/first --device gateway-7 --format int8 --out gateway-7.onnx
@@ -42,14 +47,13 @@ _NEEDED = {
 """What the programs of `export/` need beside what a coordinator has."""
 
 
-def add_run_commands(commands: Any, command: Command) -> None:
-    """Add `run` and its commands, each made by `command`."""
+def add_run_commands(commands: Any) -> None:
+    """Add `run` and its commands."""
     summary = "Look at runs, stop them, go on with them, export what they have left"
-    run = commands.add_parser("run", help=summary, description=f"{summary}.")
-    kinds = run.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
-    runs_cli.add_commands(kinds, command)
+    kinds = subcommands(add_group(commands, "run", summary, _RUN_EXAMPLES))
+    runs_cli.add_commands(kinds)
     summary = "Make a device's personal model a file for its inference engine"
-    export = command(kinds, "export", summary, _EXPORT_EXAMPLES, _export)
+    export = add_command(kinds, "export", summary, _EXPORT_EXAMPLES, _export)
     export.add_argument("run", type=Path, nargs="?", default=Path("runs/latest"), help="default runs/latest")
     export.add_argument("--device", metavar="ID", help="whose model")
     export.add_argument("--personal", type=Path, metavar="FILE", help="the model itself, instead of run and device")
@@ -63,7 +67,9 @@ def add_run_commands(commands: Any, command: Command) -> None:
     export.add_argument("--json", action="store_true", help="for scripts")
     add_data(export)
     export.set_defaults(data=None)
-    verify = command(kinds, "verify", "Check an exported file against its signed manifest", _VERIFY_EXAMPLES, _verify)
+    verify = add_command(
+        kinds, "verify", "Check an exported file against its signed manifest", _VERIFY_EXAMPLES, _verify
+    )
     verify.add_argument("file", type=Path, help="the ONNX file")
     verify.add_argument(
         "--trust", type=Path, metavar="FILE", help="public key of who made it (default: this machine's)"

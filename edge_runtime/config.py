@@ -128,6 +128,16 @@ def environment(threads: int) -> dict[str, str]:
     return {**os.environ, **dict.fromkeys(BLAS_THREADS, str(threads)), "ORT_DISABLE_TELEMETRY": "1"}
 
 
+def settle_environment(threads: int) -> None:
+    """Set what libraries read when they are loaded, here or in a child: threads, unless set already, and no telemetry.
+
+    onnxruntime would report to its maker, and leave a file in TMPDIR, from when it is imported.
+    """
+    for name in BLAS_THREADS:
+        os.environ.setdefault(name, str(threads))
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+
 def service_manager() -> tuple[str, float]:
     """Say where the service manager that started this process listens ("": there is none), and its patience in seconds.
 
