@@ -185,7 +185,6 @@ def test_real_measurements_become_json_with_progress_on_stderr(kind: str) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "the following arguments are required: COMMAND"),
         (("speed",), "unknown command 'speed'"),
         (("step", "--repeats", "0"), "--repeats must be 1 or more, not 0"),
         (("memory", "--repeats", "2"), "unknown flag '--repeats'"),
