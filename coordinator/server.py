@@ -262,13 +262,14 @@ class Coordinator:
         """See what a device is given, and whether it gets tasks; an open one that does not fit is taken back."""
         heard = self._choices.hear(device, hello)
         if heard.chosen:
-            log.warning("device %s is given %s", device, heard.chosen)
+            log.warning("device %s is given %s", device, heard.chosen, extra={"device": device})
         self.journal.devices.admit(device, heard.lacking)
         if not heard.lacking:
             self.unfit.pop(device, None)
             return True
         if self.unfit.get(device) != heard.lacking:
-            log.warning("device %s gets no task: %s", device, heard.lacking)
+            more = {"device": device, "reason": heard.lacking}
+            log.warning("device %s gets no task: %s", device, heard.lacking, extra=more)
         self.unfit[device] = heard.lacking
         actions: list[Action] = [Tell(device, Welcome(self.core.plan.run))]
         if device in self.core.missing():
@@ -372,7 +373,8 @@ class Coordinator:
         except DecodeError as error:
             reason = str(error)
             self.journal.reject(device, offer, reason, number)
-            log.warning("device %s: its update of round %d was rejected: %s", device, offer.round, reason)
+            more = {"device": device, "round": offer.round, "reason": reason}
+            log.warning("device %s: its update of round %d was rejected: %s", device, offer.round, reason, extra=more)
         else:
             self.journal.accept(device, offer, payload, number, held)
             self.latest[device] = offer.metrics

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from edge_runtime import config
+from edge_runtime import config, logs
 from edge_runtime.errors import ConfigError, EdgeError
 
 log = logging.getLogger(__name__)
@@ -209,29 +209,37 @@ def subcommands(parser: argparse.ArgumentParser) -> Any:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Add the flags that every command has."""
-    parser.add_argument("--verbose", action="store_true", help="say more on stderr")
+    parser.add_argument("--verbose", action="store_true", help="say more on stderr: as --log-level info")
+    parser.add_argument("--log", default="text", choices=logs.FORMS, help="json: an object a line (default text)")
+    parser.add_argument(
+        "--log-level", choices=logs.LEVELS, help="the least that is said (default: warning, of json info)"
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="BLAS threads of each process (default 1)")
 
 
 def run_command(options: argparse.Namespace, program: str) -> None:
     """Run the chosen command; an error of ours becomes one line and its exit code."""
-    logging.basicConfig(
-        level=logging.INFO if options.verbose else logging.WARNING, format=f"{program}: %(message)s", stream=sys.stderr
-    )
+    logs.start(program, options.log, options.log_level or ("info" if options.verbose else ""))
     config.settle_environment(options.threads)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop is as orderly as Ctrl-C
     try:
         options.command(options)
     except EdgeError as error:
-        sys.stderr.write(f"{program}: {error}\n")
-        sys.exit(error.exit_code)
+        _end(program, error.exit_code, str(error))
     except KeyboardInterrupt:
-        sys.stderr.write(f"{program}: stopped\n")
-        sys.exit(130)
+        _end(program, 130, "stopped")
     except Exception as error:
         log.exception("what follows is for whoever mends it:")
-        sys.stderr.write(f"{program}: a fault of this program: {type(error).__name__}: {error}; please report it\n")
-        sys.exit(1)
+        _end(program, 1, f"a fault of this program: {type(error).__name__}: {error}; please report it")
+
+
+def _end(program: str, exit_code: int, why: str) -> NoReturn:
+    """End with a last line, whatever level is heard."""
+    if logs.as_json():
+        log.critical("%s", why, extra={"exit_code": exit_code})
+    else:
+        sys.stderr.write(f"{program}: {why}\n")
+    sys.exit(exit_code)
 
 
 def until_signal() -> Callable[[], bool]:
