@@ -150,6 +150,8 @@ def _tables(
 ) -> dict[str, dict[str, Any]]:
     """Collect the settings: defaults, then the file, then flags, then --set."""
     tables = config.read(options.config, _TABLES) if options.config else {name: {} for name in _TABLES}
+    if options.config:
+        _check_file(options.config, tables, options.algorithm)
     for name in ("algorithm", "model", "rounds", "seed"):
         if getattr(options, name) is not None:
             tables["run"][name] = getattr(options, name)
@@ -164,6 +166,17 @@ def _tables(
     config.override(merged, options.set)
     config.override(plain, [setting for setting in options.set if setting.strip().startswith("algorithm.")])
     return {**merged, "baseline": plain["algorithm"]}
+
+
+def _check_file(path: Path, tables: dict[str, dict[str, Any]], name: str | None) -> None:
+    """Refuse unknown keys while it is known in which file they stand."""
+    from edge_runtime.coordinator.run import RunConfig
+    from edge_runtime.data import DataConfig
+
+    config.check_keys(RunConfig, tables["run"], f"{path}: [run]")
+    config.check_keys(DataConfig, tables["data"], f"{path}: [data]")
+    known = algorithm.load(str(name or tables["run"].get("algorithm", RunConfig.algorithm))).Config
+    config.check_keys(known, tables["algorithm"], f"{path}: [algorithm]")
 
 
 def _add_demo(commands: Any) -> None:
@@ -262,8 +275,11 @@ def _report(options: argparse.Namespace) -> None:
     path = options.folder / "report.json"
     try:
         record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: no report there ({error}); run `edge-coordinator demo` first") from error
+    except OSError as error:
+        near = config.nearest_path(options.folder) or "; run `edge-coordinator demo` first"
+        raise ConfigError(f"{options.folder}: no finished run there{near}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: no report ({error}); run `edge-coordinator demo` again") from error
     if options.picture:
         from edge_runtime.coordinator import plots
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime import config, identity
-from edge_runtime.command_line import Run, add_command, add_group, add_host, subcommands, until_signal
+from edge_runtime.command_line import Run, add_command, add_group, add_host, subcommands, until_signal, whole
 from edge_runtime.coordinator import broker
 from edge_runtime.errors import ConfigError
 from edge_runtime.files import write_atomic
@@ -128,7 +128,7 @@ def _add_init(parser: Any) -> None:
     parser.add_argument(
         "--host", action="append", default=[], help="name or address of the broker as devices see it; repeatable"
     )
-    parser.add_argument("-p", "--port", type=int, help="port of the broker (default 8883)")
+    parser.add_argument("-p", "--port", type=whole(1, 65_535), metavar="N", help="port of the broker (default 8883)")
 
 
 def _init(options: argparse.Namespace) -> None:
@@ -223,7 +223,9 @@ def _add_broker(parser: Any) -> None:
     parser.add_argument("--kind", default="auto", choices=broker.KINDS, help="auto, mosquitto or amqtt (default auto)")
     parser.add_argument("--insecure", action="store_true", help="in clear, and for anybody, whoever can reach it")
     group = add_host(parser, "address", meaning="to listen on (default: all with a fleet, 127.0.0.1 without)")
-    group.add_argument("-p", "--port", type=int, help="port (default: as the fleet says; 1883 without one)")
+    group.add_argument(
+        "-p", "--port", type=whole(0, 65_535), metavar="N", help="port (default: as the fleet says; 1883 without one)"
+    )
 
 
 def _broker(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import difflib
 import importlib.util
 import json
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edge_runtime import config
 from edge_runtime.command_line import add_command, add_group, subcommands
 from edge_runtime.coordinator import runs_cli
 from edge_runtime.errors import ConfigError, DeviceError
@@ -92,6 +94,8 @@ def data_flags(options: argparse.Namespace) -> list[str]:
 
 
 def _verify(options: argparse.Namespace) -> None:
+    if not options.file.exists():
+        raise ConfigError(f"{options.file}: is not there{config.nearest_path(options.file)}")
     trust = ["--trust", str(options.trust)] if options.trust else []
     start("manifest", [str(options.file), *trust, *(["--json"] if options.json else [])])
 
@@ -105,13 +109,16 @@ def find(folder: Path, device: str | None) -> Path:
     try:
         report = json.loads((folder / "report.json").read_text())
         run, algorithm, devices = report["run"], report["algorithm"], [row["id"] for row in report["devices"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        near = config.nearest_path(folder) or "; run `edge-coordinator demo` first"
+        raise ConfigError(f"{folder}: no finished run there{near}") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{folder}: no finished run there ({error}); run `edge-coordinator demo` first") from error
     if device not in devices:
         some = ", ".join(devices[:5]) + (", ..." if len(devices) > 5 else "")
-        raise ConfigError(
-            f"--device {device!r} is not in this run; it has {some}" if device else f"--device: one of {some}"
-        )
+        near = difflib.get_close_matches(device or "", devices, 1)
+        offer = f"did you mean {near[0]!r}?" if near else f"it has {some}"
+        raise ConfigError(f"--device {device!r} is not in this run; {offer}" if device else f"--device: one of {some}")
     places = folder / algorithm / "personal" / f"{device}.bin", personal_path(folder / "devices" / str(device), run)
     for path in places:
         if path.exists():

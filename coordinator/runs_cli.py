@@ -14,7 +14,7 @@ from edge_runtime.errors import ConfigError, RunError
 from edge_runtime.link_cli import add_link, link
 from edge_runtime.notify import Notifier
 
-_LATEST = Path("runs/latest")
+_RUNS, _LATEST = Path("runs"), Path("runs/latest")
 _LIST_EXAMPLES = """examples:
   edge-coordinator run list
   edge-coordinator run list /var/lib/edge-coordinator --json
@@ -49,7 +49,7 @@ Exit code 5 if a checkpoint or the model comes out otherwise.
 def add_commands(kinds: Any) -> None:
     """Add the commands."""
     listing = add_command(kinds, "list", "List the runs that are there", _LIST_EXAMPLES, _list)
-    listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="where runs are (default runs)")
+    listing.add_argument("folder", type=Path, nargs="?", default=_RUNS, help="where runs are (default runs)")
     show = add_command(kinds, "show", "Say where a run stands", _SHOW_EXAMPLES, _show)
     stop = add_command(kinds, "stop", "End a run's coordinator; the run can go on", _STOP_EXAMPLES, _stop)
     stop.add_argument("--patience-s", type=float, default=10.0, metavar="S", help="how long to wait (default 10)")
@@ -71,6 +71,8 @@ def _list(options: argparse.Namespace) -> None:
 
     from edge_runtime.coordinator import runs
 
+    if not options.folder.is_dir() and options.folder != _RUNS:
+        raise ConfigError(f"{options.folder}: no such folder{config.nearest_path(options.folder)}")
     found = [runs.standing(folder) for folder in runs.folders(options.folder)]
     if options.json:
         sys.stdout.write(json.dumps([one.record() for one in found], indent=1) + "\n")

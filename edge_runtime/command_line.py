@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from edge_runtime import config, logs
-from edge_runtime.errors import ConfigError, EdgeError
+from edge_runtime.errors import ConfigError, DeviceError, EdgeError
 
 log = logging.getLogger(__name__)
 
@@ -111,9 +111,9 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"unknown flag {flag!r}{self._near_flag(flag)}")
 
     def _near_flag(self, flag: str) -> str:
-        known = [name for name in self._option_string_actions if name.startswith("--")]
-        near = difflib.get_close_matches(flag.lower().replace("_", "-"), known, 1)
-        return f"; did you mean {near[0]!r}?" if near else ""
+        known = [name[2:] for name in self._option_string_actions if name.startswith("--")]
+        near = difflib.get_close_matches(flag[2:].lower().replace("_", "-"), known, 1)
+        return f"; did you mean '--{near[0]}'?" if near else ""
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
@@ -139,7 +139,24 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say in one line what is wrong."""
         said = message.removeprefix("argument ").replace("the following arguments are required:", "missing:")
+        said = said.replace(": must be ", " must be ", 1)
         self.exit(ConfigError.exit_code, f"{self.prog}: {said} (see {self.prog} --help)\n")
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Make the type of a flag that is a whole number within limits."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
+        if number < least or (most is not None and number > most):
+            limits = f"{least} or more" if most is None else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"must be {limits}, not {number}")
+        return number
+
+    return read
 
 
 def _paths(action: argparse.Action, above: str = "") -> Iterator[str]:
@@ -212,9 +229,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verbose", action="store_true", help="say more on stderr: as --log-level info")
     parser.add_argument("--log", default="text", choices=logs.FORMS, help="json: an object a line (default text)")
     parser.add_argument(
-        "--log-level", choices=logs.LEVELS, help="the least that is said (default: warning, of json info)"
+        "--log-level", choices=logs.LEVELS, help="the least that is said (default warning; json: info)"
     )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="BLAS threads of each process (default 1)")
+    parser.add_argument(
+        "--threads", type=whole(1), default=1, metavar="N", help="BLAS threads of each process (default 1)"
+    )
 
 
 def run_command(options: argparse.Namespace, program: str) -> None:
@@ -226,6 +245,11 @@ def run_command(options: argparse.Namespace, program: str) -> None:
         options.command(options)
     except EdgeError as error:
         _end(program, error.exit_code, str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        log.info("what was at hand:", exc_info=True)
+        _end(program, DeviceError.exit_code, f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         _end(program, 130, "stopped")
     except Exception as error:
