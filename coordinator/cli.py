@@ -14,6 +14,7 @@ from edge_runtime.command_line import EXIT_CODES, Parser, add_command, run_comma
 from edge_runtime.coordinator import broker, run_cli
 from edge_runtime.coordinator.bench_cli import add_bench
 from edge_runtime.coordinator.device_cli import add_fleet_commands, add_fleet_folder, fleet_of
+from edge_runtime.coordinator.watch_cli import add_watching, watching
 from edge_runtime.errors import ConfigError
 from edge_runtime.flags import add_compute, add_data, compute_table, data_table
 from edge_runtime.link_cli import add_link, link
@@ -94,6 +95,7 @@ _START_EXAMPLES = """examples:
   edge-coordinator start --config run.toml --folder runs/first       # with the fleet in ./fleet
   edge-coordinator start --config run.toml -h broker.lan --cafile broker.pem -u coordinator -P secret
   edge-coordinator start --rounds 10 --set run.devices=3 --set algorithm.density=0.5
+  edge-coordinator start --config run.toml --metrics 9464 --log json
 
 The same command again goes on with a run that was interrupted.
 """
@@ -186,6 +188,7 @@ def _add_demo(commands: Any) -> None:
     _add_run(demo)
     add_data(demo)
     demo.add_argument("--broker", default="auto", choices=broker.KINDS, help="auto, mosquitto or amqtt (default auto)")
+    add_watching(demo)
     demo.add_argument("--warm", action="store_true", help="keep trainer processes between rounds: faster, more memory")
 
 
@@ -194,7 +197,9 @@ def _demo(options: argparse.Namespace) -> None:
 
     tables = _tables(options, _DEFAULTS)
     tables["data"] = {**data_table(options), **tables["data"]}
-    finish(demo(tables, options.runs, options.broker, options.warm, not options.no_baseline), options.json)
+    with watching(options) as look:
+        done = demo(tables, options.runs, options.broker, options.warm, not options.no_baseline, look)
+    finish(done, options.json)
 
 
 def _add_simulate(commands: Any) -> None:
@@ -226,6 +231,7 @@ def _simulate(options: argparse.Namespace) -> None:
 def _add_start(commands: Any) -> None:
     start = add_command(commands, "start", "Coordinate a run over a broker", _START_EXAMPLES, _start)
     _add_run(start)
+    add_watching(start)
     add_link(start)
     add_fleet_folder(start)
     start.add_argument(
@@ -247,8 +253,8 @@ def _start(options: argparse.Namespace) -> None:
     folder = options.folder or options.runs / time.strftime("%Y%m%d-%H%M%S")
     connection = link(options, f"_coordinator-{tables['run']['fleet']}", who)
     gate = Sealed(who.fleet, read_key(who.key), fleet) if fleet and who else None
-    with Notifier(*config.service_manager()) as notifier:
-        finish(coordinate(tables, connection, folder, options.runs, gate, notifier.beat), options.json)
+    with Notifier(*config.service_manager()) as notifier, watching(options) as look:
+        finish(coordinate(tables, connection, folder, options.runs, gate, notifier.beat, look), options.json)
 
 
 def _unit(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from edge_runtime import config, identity
 from edge_runtime.command_line import add_command
 from edge_runtime.coordinator.device_cli import add_fleet_folder, fleet_of
+from edge_runtime.coordinator.watch_cli import add_watching, watching
 from edge_runtime.errors import ConfigError, RunError
 from edge_runtime.link_cli import add_link, link
 from edge_runtime.notify import Notifier
@@ -54,6 +55,7 @@ def add_commands(kinds: Any) -> None:
     stop = add_command(kinds, "stop", "End a run's coordinator; the run can go on", _STOP_EXAMPLES, _stop)
     stop.add_argument("--patience-s", type=float, default=10.0, metavar="S", help="how long to wait (default 10)")
     resume = add_command(kinds, "resume", "Go on with a run, with the settings that it has", _RESUME_EXAMPLES, _resume)
+    add_watching(resume)
     add_link(resume)
     add_fleet_folder(resume)
     replay = add_command(
@@ -125,8 +127,8 @@ def _resume(options: argparse.Namespace) -> None:
     usual = {field.name: field.default for field in dataclasses.fields(given)}
     connection = dataclasses.replace(known, **{key: value for key, value in said.items() if value != usual[key]})
     gate = Sealed(who.fleet, read_key(who.key), fleet) if fleet and who else None
-    with Notifier(*config.service_manager()) as notifier:
-        finish(demo.go_on(run, connection, folder, gate, notifier.beat), options.json)
+    with Notifier(*config.service_manager()) as notifier, watching(options) as look:
+        finish(demo.go_on(run, connection, folder, gate, notifier.beat, look), options.json)
 
 
 def _replay(options: argparse.Namespace) -> None:

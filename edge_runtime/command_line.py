@@ -228,9 +228,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     """Add the flags that every command has."""
     parser.add_argument("--verbose", action="store_true", help="say more on stderr: as --log-level info")
     parser.add_argument("--log", default="text", choices=logs.FORMS, help="json: an object a line (default text)")
-    parser.add_argument(
-        "--log-level", choices=logs.LEVELS, help="the least that is said (default warning; json: info)"
-    )
+    parser.add_argument("--log-level", choices=logs.LEVELS, help="the least that is said (default warning; json: info)")
     parser.add_argument(
         "--threads", type=whole(1), default=1, metavar="N", help="BLAS threads of each process (default 1)"
     )
