@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 from edge_runtime import __version__, algorithm, config, identity
 from edge_runtime.command_line import EXIT_CODES, Parser, add_command, run_command, subcommands
-from edge_runtime.coordinator import broker, run_cli
+from edge_runtime.coordinator import broker, reports_cli, run_cli
 from edge_runtime.coordinator.bench_cli import add_bench
 from edge_runtime.coordinator.device_cli import add_fleet_commands, add_fleet_folder, fleet_of
 from edge_runtime.coordinator.watch_cli import add_watching, watching
@@ -86,11 +85,6 @@ _EXPORT_EXAMPLES = """examples:
   edge-coordinator simulate --model bundles/net --data my_data/
 
 """
-_REPORT_EXAMPLES = """examples:
-  edge-coordinator report                              # of the newest run
-  edge-coordinator report runs/first --picture first.png
-  edge-coordinator report --json
-"""
 _START_EXAMPLES = """examples:
   edge-coordinator start --config run.toml --folder runs/first       # with the fleet in ./fleet
   edge-coordinator start --config run.toml -h broker.lan --cafile broker.pem -u coordinator -P secret
@@ -123,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
     _add_simulate(commands)
     _add_start(commands)
     add_fleet_commands(commands)
-    _add_report(commands)
+    reports_cli.add_report(commands)
     _add_export(commands)
     run_cli.add_run_commands(commands)
     add_unit(commands, "edge-coordinator", _UNIT_EXAMPLES, _unit)
@@ -199,7 +193,7 @@ def _demo(options: argparse.Namespace) -> None:
     tables["data"] = {**data_table(options), **tables["data"]}
     with watching(options) as look:
         done = demo(tables, options.runs, options.broker, options.warm, not options.no_baseline, look)
-    finish(done, options.json)
+    reports_cli.finish(done, options.json)
 
 
 def _add_simulate(commands: Any) -> None:
@@ -225,7 +219,7 @@ def _simulate(options: argparse.Namespace) -> None:
     tables["data"] = {**data_table(options), **tables["data"]}
     faults = Faults(options.drop, options.duplicate, options.delay)
     compute = config.build(Compute, compute_table(options), "compute")
-    finish(simulated(tables, options.runs, faults, compute, not options.no_baseline), options.json)
+    reports_cli.finish(simulated(tables, options.runs, faults, compute, not options.no_baseline), options.json)
 
 
 def _add_start(commands: Any) -> None:
@@ -254,7 +248,8 @@ def _start(options: argparse.Namespace) -> None:
     connection = link(options, f"_coordinator-{tables['run']['fleet']}", who)
     gate = Sealed(who.fleet, read_key(who.key), fleet) if fleet and who else None
     with Notifier(*config.service_manager()) as notifier, watching(options) as look:
-        finish(coordinate(tables, connection, folder, options.runs, gate, notifier.beat, look), options.json)
+        done = coordinate(tables, connection, folder, options.runs, gate, notifier.beat, look)
+    reports_cli.finish(done, options.json)
 
 
 def _unit(options: argparse.Namespace) -> None:
@@ -268,29 +263,6 @@ def _unit(options: argparse.Namespace) -> None:
     # A run that is finished is not to be started again.
     unit = Unit("edge-coordinator", name, command, files, options.user, options.memory_mb, "on-failure")
     sys.stdout.write(render(unit))
-
-
-def _add_report(commands: Any) -> None:
-    report = add_command(commands, "report", "Show the summary of a finished run", _REPORT_EXAMPLES, _report)
-    report.add_argument("folder", type=Path, nargs="?", default=Path("runs/latest"), help="default runs/latest")
-    report.add_argument("--json", action="store_true", help="print report.json")
-    report.add_argument("--picture", type=Path, metavar="FILE", help="draw the report's plots as one PNG")
-
-
-def _report(options: argparse.Namespace) -> None:
-    path = options.folder / "report.json"
-    try:
-        record = json.loads(path.read_text())
-    except OSError as error:
-        near = config.nearest_path(options.folder) or "; run `edge-coordinator demo` first"
-        raise ConfigError(f"{options.folder}: no finished run there{near}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: no report ({error}); run `edge-coordinator demo` again") from error
-    if options.picture:
-        from edge_runtime.coordinator import plots
-
-        plots.picture(record, options.picture)
-    finish((record, options.folder), options.json)
 
 
 def _add_export(commands: Any) -> None:
@@ -352,21 +324,6 @@ def _export(options: argparse.Namespace) -> None:
 
         folders = [options.out, *(bundle.part_folder(options.out, width) for width in options.width)]
         bench_costs.measure([str(folder) for folder in folders], costs.Grid(repeats=1), config.environment(1))
-
-
-def finish(done: tuple[dict[str, Any], Path], as_json: bool) -> None:
-    """Print a report's summary, or all of it as JSON."""
-    record, folder = done
-    if as_json:
-        sys.stdout.write(json.dumps(record, indent=1, sort_keys=True) + "\n")
-        return
-    from rich.console import Console
-
-    from edge_runtime.coordinator import summary
-
-    console = Console()
-    console.print(summary.summary_table(record))
-    console.print(f"report: {folder / 'report.html'}  (figures: {folder / 'report.json'})", highlight=False)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What a coordinator tells Prometheus while it runs: `edge-coordinator start --metrics PORT`.
 
 docs/metrics.md has all names. The coordinator's thread makes the figures, at most once a second (`Metrics.look`); the
-thread of the HTTP server hands out those that were made last. No figure has a device in its labels: a fleet may be large,
-its ids come from the network, and how good a single device is belongs to its owner. Reports have devices one by one.
+thread of the HTTP server hands out those that were made last. No figure has a device in its labels: a fleet may be
+large, its ids come from the network, and how good a device is belongs to its owner. Reports have devices one by one.
 """
 
 import contextlib

@@ -15,7 +15,7 @@ from typing import Any
 
 from edge_runtime import config
 from edge_runtime.command_line import add_command, add_group, subcommands
-from edge_runtime.coordinator import runs_cli
+from edge_runtime.coordinator import reports_cli, runs_cli
 from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.flags import add_data, data_table
 from edge_runtime.places import personal_path
@@ -54,6 +54,7 @@ def add_run_commands(commands: Any) -> None:
     summary = "Look at runs, stop them, go on with them, export what they have left"
     kinds = subcommands(add_group(commands, "run", summary, _RUN_EXAMPLES))
     runs_cli.add_commands(kinds)
+    reports_cli.add_commands(kinds)
     summary = "Make a device's personal model a file for its inference engine"
     export = add_command(kinds, "export", summary, _EXPORT_EXAMPLES, _export)
     export.add_argument("run", type=Path, nargs="?", default=Path("runs/latest"), help="default runs/latest")

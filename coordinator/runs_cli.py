@@ -108,8 +108,8 @@ def _stop(options: argparse.Namespace) -> None:
 
 def _resume(options: argparse.Namespace) -> None:
     from edge_runtime.coordinator import demo, runs
-    from edge_runtime.coordinator.cli import finish
     from edge_runtime.coordinator.gate import Sealed
+    from edge_runtime.coordinator.reports_cli import finish
     from edge_runtime.seal import read_key
 
     folder = runs.the_one(options.run)
@@ -128,7 +128,8 @@ def _resume(options: argparse.Namespace) -> None:
     connection = dataclasses.replace(known, **{key: value for key, value in said.items() if value != usual[key]})
     gate = Sealed(who.fleet, read_key(who.key), fleet) if fleet and who else None
     with Notifier(*config.service_manager()) as notifier, watching(options) as look:
-        finish(demo.go_on(run, connection, folder, gate, notifier.beat, look), options.json)
+        done = demo.go_on(run, connection, folder, gate, notifier.beat, look)
+    finish(done, options.json)
 
 
 def _replay(options: argparse.Namespace) -> None:
