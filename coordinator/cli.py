@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime import __version__, algorithm, config, identity
-from edge_runtime.command_line import EXIT_CODES, Parser, add_command, run_command, subcommands
+from edge_runtime.command_line import EXIT_CODES, Parser, add_command, offer, run_command, subcommands
+from edge_runtime.completion_cli import add_completion, complete
 from edge_runtime.coordinator import broker, reports_cli, run_cli
 from edge_runtime.coordinator.bench_cli import add_bench
 from edge_runtime.coordinator.device_cli import add_fleet_commands, add_fleet_folder, fleet_of
-from edge_runtime.coordinator.watch_cli import add_watching, watching
+from edge_runtime.coordinator.watch_cli import add_grafana, add_watching, watching
 from edge_runtime.errors import ConfigError
 from edge_runtime.flags import add_compute, add_data, compute_table, data_table
 from edge_runtime.link_cli import add_link, link
@@ -104,7 +105,10 @@ are read by systemd and handed over.
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `edge-coordinator`."""
-    options = parser().parse_args(arguments)
+    program = parser()
+    if config.asked_by_shell():
+        complete(program)
+    options = program.parse_args(arguments)
     run_command(options, "edge-coordinator")
 
 
@@ -122,6 +126,8 @@ def parser() -> argparse.ArgumentParser:
     run_cli.add_run_commands(commands)
     add_unit(commands, "edge-coordinator", _UNIT_EXAMPLES, _unit)
     add_bench(commands)
+    add_grafana(commands)
+    add_completion(commands, "edge-coordinator")
     return program
 
 
@@ -129,8 +135,12 @@ def _add_run(parser: Any) -> None:
     group = parser.add_argument_group("run")
     tables = "TOML file with tables [run], [algorithm], [data], [variant.NAME]"
     group.add_argument("--config", type=Path, metavar="FILE", help=tables)
-    group.add_argument("--algorithm", help=f"{', '.join(algorithm.names())}, or a module of your own")
-    group.add_argument("--model", help="built-in name, folder of a bundle, or package.module:factory of a torch module")
+    flag = group.add_argument(
+        "--algorithm", metavar="NAME", help=f"{', '.join(algorithm.names())}, or a module of your own"
+    )
+    offer(flag, algorithm.names)
+    models = "built-in name, folder of a bundle, or package.module:factory of a torch module"
+    offer(group.add_argument("--model", metavar="NAME|DIR", help=models), _models)
     group.add_argument("--rounds", type=int, metavar="N", help="rounds of training")
     group.add_argument("--seed", type=int, metavar="N", help="seed of everything random")
     group.add_argument(
@@ -139,6 +149,12 @@ def _add_run(parser: Any) -> None:
     group.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where reports go (default runs)")
     group.add_argument("--no-baseline", action="store_true", help="do not run dense FedAvg on the same work beside it")
     group.add_argument("--json", action="store_true", help="print the report as JSON at the end")
+
+
+def _models() -> list[str]:
+    from edge_runtime import models
+
+    return models.names()
 
 
 def _tables(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime import config, identity
-from edge_runtime.command_line import Run, add_command, add_group, add_host, subcommands, until_signal, whole
+from edge_runtime.command_line import Run, add_command, add_group, add_host, offer, subcommands, until_signal, whole
 from edge_runtime.coordinator import broker
 from edge_runtime.errors import ConfigError
 from edge_runtime.files import write_atomic
@@ -110,11 +110,17 @@ def add_fleet_commands(commands: Any) -> None:
     listing = _sub(what, "list", "Show which devices were enrolled, and how they stand", _LIST_EXAMPLES, _list)
     listing.add_argument("--json", action="store_true", help="for scripts")
     revoke = _sub(what, "revoke", "Take devices out of the fleet, for good", _REVOKE_EXAMPLES, _revoke)
-    revoke.add_argument("ids", nargs="+", metavar="ID")
+    offer(revoke.add_argument("ids", nargs="+", metavar="ID"), _enrolled)
     summary = "Run an MQTT broker on this machine until Ctrl-C"
     _add_broker(_sub(commands, "broker", summary, _BROKER_EXAMPLES, _broker))
     summary = "Write what a Mosquitto needs to be the fleet's broker"
     _add_config(_sub(commands, "broker-config", summary, _CONFIG_EXAMPLES, _config))
+
+
+def _enrolled() -> list[str]:
+    """Name the devices of the fleet in its usual folder."""
+    fleet = _pki().Fleet(Path("fleet"))
+    return [member.name for member in fleet.members() if member.state != "revoked"]
 
 
 def _sub(commands: Any, name: str, summary: str, examples: str, run: Run) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime import __version__, coding, config
 from edge_runtime.agent import Agent
 from edge_runtime.command_line import EXIT_CODES, Parser, add_command, run_command, subcommands, until_signal
+from edge_runtime.completion_cli import add_completion, complete
 from edge_runtime.compute import Compute, usual
 from edge_runtime.errors import ConfigError
 from edge_runtime.flags import add_compute, add_data, compute_table, data_table, limit
@@ -52,7 +53,10 @@ over.
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `edge-agent`."""
-    options = parser().parse_args(arguments)
+    program = parser()
+    if config.asked_by_shell():
+        complete(program)
+    options = program.parse_args(arguments)
     run_command(options, "edge-agent")
 
 
@@ -66,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     add_infer(commands)
     add_measuring(commands)
     add_unit(commands, "edge-agent", _UNIT_EXAMPLES, _unit)
+    add_completion(commands, "edge-agent")
     return program
 
 

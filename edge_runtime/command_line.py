@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -46,8 +46,12 @@ class Layout(argparse.HelpFormatter):
         wanted = [group for group in groups if group.required]
         needed = {action for group in wanted for action in group._group_actions}
         kept = [one for one in actions if not one.option_strings or one.required or one in needed]
-        text = super()._format_usage(usage, kept, wanted, prefix)
-        return text if len(kept) == len(actions) else text.replace(self._prog, f"{self._prog} [FLAGS]", 1)
+        prog = self._prog
+        self._prog += "" if len(kept) == len(actions) else " [FLAGS]"
+        try:
+            return super()._format_usage(usage, kept, wanted, prefix)
+        finally:
+            self._prog = prog
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(indent + line for line in _laid_out(text, width))
@@ -92,6 +96,8 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse; what is unknown is an error here, where the flags that are known are those of this command."""
         given = sys.argv[1:] if args is None else list(args)
+        if config.asked_by_shell():  # a line that is not finished
+            return super().parse_known_args(given, namespace)
         if self._subparsers is not None and not given:
             self.print_help(sys.stderr)
             self.exit(ConfigError.exit_code)
@@ -217,6 +223,11 @@ def add_group(commands: Any, name: str, summary: str, examples: str) -> Any:
     """Add a command that has commands of its own."""
     epilog = f"{examples.rstrip()}\n\n{EXIT_CODES}" if examples else EXIT_CODES
     return commands.add_parser(name, help=summary, description=f"{summary}.", epilog=epilog)
+
+
+def offer(action: argparse.Action, names: Callable[[], Iterable[str]]) -> None:
+    """Let a shell complete the value of a flag by names that are looked up when it asks."""
+    action.completer = lambda **_: names()  # type: ignore[attr-defined]
 
 
 def subcommands(parser: argparse.ArgumentParser) -> Any:

@@ -171,6 +171,11 @@ def settle_environment(threads: int) -> None:
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
+def asked_by_shell() -> bool:
+    """Say whether a shell started this process to learn how a command line may go on (argcomplete's convention)."""
+    return "_ARGCOMPLETE" in os.environ
+
+
 def service_manager() -> tuple[str, float]:
     """Say where the service manager that started this process listens ("": there is none), and its patience in seconds.
 
