@@ -92,7 +92,7 @@ def _fleet(coordinator: Coordinator) -> Iterator[Metric]:
     core, latest = coordinator.core, coordinator.latest.values()
     states = Counter(state_of(core, device) for device in core.progress.known | core.online)
     yield _gauge("devices_online", "Devices that are here.", {(): len(core.online)})
-    yield _gauge("devices", "Devices by what they are at.", {(name,): states[name] for name in STATES}, "state")
+    yield _gauge("devices", "Devices by what they are at.", _by_name({name: states[name] for name in STATES}), "state")
     yield _gauge("devices_unfit", "Devices that get no task: it does not fit them.", {(): len(coordinator.unfit)})
     found: dict[tuple[str, ...], float] = {}
     for name in _ACCURACIES:
@@ -102,11 +102,14 @@ def _fleet(coordinator: Coordinator) -> Iterator[Metric]:
     yield _gauge("accuracy_ratio", what, found, "model", "statistic")
     staleness = _statistics([figures["staleness"] for figures in latest if "staleness" in figures])
     what = "Other updates between a task and its own, of each device's latest update; asynchronous runs."
-    yield _gauge("update_staleness", what, {(name,): value for name, value in staleness.items()}, "statistic")
+    yield _gauge("update_staleness", what, _by_name(staleness), "statistic")
     peaks = [peak for figures in latest if (peak := _peak(figures))]
     what = "Highest memory of a device's agent and trainer together, of each device's latest update."
-    memory = {(name,): value for name, value in _statistics(peaks).items()}
-    yield _gauge("device_memory_bytes", what, memory, "statistic")
+    yield _gauge("device_memory_bytes", what, _by_name(_statistics(peaks)), "statistic")
+
+
+def _by_name(values: Mapping[str, float]) -> Samples:
+    return {(name,): value for name, value in values.items()}
 
 
 def _peak(figures: Mapping[str, float]) -> float:

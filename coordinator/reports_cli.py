@@ -78,7 +78,7 @@ def read(folder: Path) -> dict[str, Any]:
     """
     path = folder / "report.json"
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record: Any = json.loads(path.read_text())
     except OSError as error:
         near = config.nearest_path(folder) or "; run `edge-coordinator demo` first"
         raise ConfigError(f"{folder}: no finished run there{near}") from error

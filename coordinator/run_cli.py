@@ -117,8 +117,8 @@ def find(folder: Path, device: str | None) -> Path:
         raise ConfigError(f"{folder}: no finished run there ({error}); run `edge-coordinator demo` first") from error
     if device not in devices:
         some = ", ".join(devices[:5]) + (", ..." if len(devices) > 5 else "")
-        near = difflib.get_close_matches(device or "", devices, 1)
-        offer = f"did you mean {near[0]!r}?" if near else f"it has {some}"
+        close = difflib.get_close_matches(device or "", devices, 1)
+        offer = f"did you mean {close[0]!r}?" if close else f"it has {some}"
         raise ConfigError(f"--device {device!r} is not in this run; {offer}" if device else f"--device: one of {some}")
     places = folder / algorithm / "personal" / f"{device}.bin", personal_path(folder / "devices" / str(device), run)
     for path in places:

@@ -4,6 +4,7 @@ Both get the settings, the figures of every round under the same names, and the 
 folder of this machine; nothing is sent anywhere.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from edge_runtime.errors import ConfigError
 _PLAIN = (*PAYLOAD, *SOCKET, "cumulative_payload_bytes", "cumulative_socket_bytes", "devices")
 _SPREAD = (*ACCURACIES, "loss", "staleness")
 _STATISTICS = ("mean", "p10", "p90")
-_MAX_PARAM = 500
-"""Characters of a parameter that MLflow keeps in every version."""
+_EXPERIMENT = "edge-runtime"
+_MAX_PARAM, _MAX_PARAMS, _MAX_METRICS = 500, 100, 1000
+"""What MLflow takes: characters of a parameter, and how many parameters and metrics in one call."""
 
 
 def rounds(report: Report) -> Iterator[tuple[int, dict[str, float]]]:
@@ -72,28 +74,33 @@ def to_tensorboard(report: Report, folder: Path) -> str:
 
 
 def to_mlflow(report: Report, folder: Path) -> str:
-    """Write a run of MLflow into a file store; say how to look at it.
+    """Write a run of MLflow into a database in the folder; say how to look at it.
 
     Raises:
         ConfigError: mlflow is not installed.
     """
     try:
         from mlflow import MlflowClient
+        from mlflow.entities import Metric, Param, RunTag
     except ImportError as error:
         raise ConfigError(_missing("mlflow-skinny", "mlflow")) from error
-    place = folder.absolute().as_uri()
+    folder.mkdir(parents=True, exist_ok=True)
+    place = f"sqlite:///{folder.absolute() / 'mlflow.db'}"
     client = MlflowClient(place)
-    found = client.get_experiment_by_name("edge-runtime")
-    experiment = found.experiment_id if found else client.create_experiment("edge-runtime")
+    found = client.get_experiment_by_name(_EXPERIMENT)
+    artifacts = (folder.absolute() / "artifacts").as_uri()
+    experiment = found.experiment_id if found else client.create_experiment(_EXPERIMENT, artifact_location=artifacts)
     run = client.create_run(experiment, run_name=f"{report['algorithm']}-{report['run'][:8]}").info.run_id
-    for key, value in settings(report).items():
-        client.log_param(run, key, value[:_MAX_PARAM])
-    for step, figures in rounds(report):
-        for name, value in figures.items():
-            client.log_metric(run, name, value, step=step)
-    for name, value in summary(report).items():
-        client.log_metric(run, name, value, step=report["rounds"])
-    client.set_tag(run, "edge-runtime.run", report["run"])
+    now_ms = int(1000 * time.time())
+    metrics = [
+        Metric(name, value, now_ms, step)
+        for step, figures in (*rounds(report), (report["rounds"], summary(report)))
+        for name, value in figures.items()
+    ]
+    params = [Param(key, value[:_MAX_PARAM]) for key, value in settings(report).items()]
+    client.log_batch(run, params=params[:_MAX_PARAMS], tags=[RunTag("edge-runtime.run", report["run"])])
+    for start in range(0, len(metrics), _MAX_METRICS):
+        client.log_batch(run, metrics=metrics[start : start + _MAX_METRICS])
     client.set_terminated(run)
     return f"mlflow ui --backend-store-uri {place}"
 

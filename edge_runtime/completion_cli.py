@@ -31,9 +31,9 @@ def add_completion(commands: Any, program: str) -> None:
 def _completion(program: str, options: argparse.Namespace) -> None:
     if not importlib.util.find_spec("argcomplete"):
         raise ConfigError("completion needs argcomplete; run: pip install 'edge-runtime[completion]'")
-    import argcomplete
+    from argcomplete.shell_integration import shellcode
 
-    sys.stdout.write(argcomplete.shellcode([program], shell=options.shell) + "\n")
+    sys.stdout.write(shellcode([program], shell=options.shell) + "\n")
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
