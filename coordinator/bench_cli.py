@@ -4,17 +4,17 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from edge_runtime import config
-from edge_runtime.cli import Parser
+from edge_runtime.command_line import add_command, add_group, subcommands
 from edge_runtime.errors import ConfigError, RunError
 
-Command = Callable[..., Any]
-"""Makes a command of (commands, name, summary, examples, function)."""
-
+_BENCH_EXAMPLES = """examples:
+  edge-coordinator bench step --model watch-cnn
+  edge-coordinator bench algorithms --quick
+"""
 _STEP_EXAMPLES = """examples:
   edge-coordinator bench step
   edge-coordinator bench step --model cnn --model watch-cnn --batch 16 --batch 32 --repeats 5
@@ -64,20 +64,16 @@ kept in --cache, and a later command trains only what is missing. docs/wire.md s
 """
 
 
-def add_bench(commands: Any, command: Command) -> None:
-    """Add `bench` and its commands, each made by `command`."""
-    bench = commands.add_parser(
-        "bench",
-        help="Compare backends, algorithms or codings",
-        description="Compare backends, algorithms or codings on this machine.",
-    )
-    kinds = bench.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
-    step = command(kinds, "step", "Time steps of training", _STEP_EXAMPLES, _step)
+def add_bench(commands: Any) -> None:
+    """Add `bench` and its commands."""
+    summary = "Compare backends, algorithms or codings on this machine"
+    kinds = subcommands(add_group(commands, "bench", summary, _BENCH_EXAMPLES))
+    step = add_command(kinds, "step", "Time steps of training", _STEP_EXAMPLES, _step)
     step.add_argument("--repeats", type=int, default=3, metavar="N", help="turns of each backend (default 3)")
-    memory = command(kinds, "memory", "Weigh processes that train", _MEMORY_EXAMPLES, _memory)
-    _add_costs(kinds, command)
-    _add_algorithms(kinds, command)
-    _add_wire(kinds, command)
+    memory = add_command(kinds, "memory", "Weigh processes that train", _MEMORY_EXAMPLES, _memory)
+    _add_costs(kinds)
+    _add_algorithms(kinds)
+    _add_wire(kinds)
     for parser in (step, memory):
         parser.add_argument(
             "--model", action="append", metavar="NAME|DIR", help="built-in name or folder of a bundle (default cnn)"
@@ -94,9 +90,9 @@ def add_bench(commands: Any, command: Command) -> None:
         parser.add_argument("--json", action="store_true", help="for scripts")
 
 
-def _add_costs(kinds: Any, command: Command) -> None:
+def _add_costs(kinds: Any) -> None:
     summary = "Measure what models cost, for estimates"
-    parser = command(kinds, "costs", summary, _COSTS_EXAMPLES, _costs)
+    parser = add_command(kinds, "costs", summary, _COSTS_EXAMPLES, _costs)
     parser.add_argument(
         "--model", action="append", metavar="NAME|DIR", help="built-in name or bundle's folder (default all built-in)"
     )
@@ -118,9 +114,9 @@ def _costs(options: argparse.Namespace) -> None:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
 
 
-def _add_algorithms(kinds: Any, command: Command) -> None:
+def _add_algorithms(kinds: Any) -> None:
     summary = "Compare all algorithms, with attackers and delays, in simulations"
-    parser = command(kinds, "algorithms", summary, _ALGORITHMS_EXAMPLES, _algorithms)
+    parser = add_command(kinds, "algorithms", summary, _ALGORITHMS_EXAMPLES, _algorithms)
     parser.add_argument(
         "--quick", action="store_true", help="every scenario but slow ones, so small that no number means anything"
     )
@@ -176,9 +172,9 @@ def _show_study(options: argparse.Namespace, record: dict[str, Any], out: Path) 
     console.print(f"runs: {out}", highlight=False)
 
 
-def _add_wire(kinds: Any, command: Command) -> None:
+def _add_wire(kinds: Any) -> None:
     summary = "Count the bytes of everything that is sent, in every coding"
-    parser = command(kinds, "wire", summary, _WIRE_EXAMPLES, _wire)
+    parser = add_command(kinds, "wire", summary, _WIRE_EXAMPLES, _wire)
     parser.add_argument(
         "--model", action="append", metavar="NAME", help="trained on fashion-mnist (default cnn-wide and resnet20)"
     )

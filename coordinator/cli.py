@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -10,26 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime import __version__, algorithm, config, identity
-from edge_runtime.cli import (
-    Parser,
-    add_common,
-    add_compute,
-    add_data,
-    add_unit,
-    compute_table,
-    data_table,
-    run_command,
-)
-from edge_runtime.coordinator import run_cli
+from edge_runtime.command_line import EXIT_CODES, Parser, add_command, offer, run_command, subcommands
+from edge_runtime.completion_cli import add_completion, complete
+from edge_runtime.coordinator import broker, reports_cli, run_cli
 from edge_runtime.coordinator.bench_cli import add_bench
 from edge_runtime.coordinator.device_cli import add_fleet_commands, add_fleet_folder, fleet_of
+from edge_runtime.coordinator.watch_cli import add_grafana, add_watching, watching
 from edge_runtime.errors import ConfigError
+from edge_runtime.flags import add_compute, add_data, compute_table, data_table
 from edge_runtime.link_cli import add_link, link
 from edge_runtime.link_cli import fleet_of as fleet_name
 from edge_runtime.notify import Notifier
+from edge_runtime.unit_cli import add_unit
 
-_EXIT_CODES = """exit codes: 0 done, 1 a fault of this program, 2 wrong flag, key or data, 3 no broker,
-4 disk or device, 5 run failed, 130 Ctrl-C"""
+_EPILOG = f"""examples:
+  edge-coordinator demo                    # all of it on this machine: a broker, 20 agents, a report
+  edge-coordinator start --rounds 10 --set run.devices=3
+  edge-coordinator run list
+  edge-coordinator start --help            # each command explains itself
+
+{EXIT_CODES}"""
 _TABLES = ("run", "algorithm", "data", "variant")
 # What half a step costs is in docs/wire.md.
 _CODED = {"up": "step:0.5", "down": "step:0.5"}
@@ -91,6 +90,7 @@ _START_EXAMPLES = """examples:
   edge-coordinator start --config run.toml --folder runs/first       # with the fleet in ./fleet
   edge-coordinator start --config run.toml -h broker.lan --cafile broker.pem -u coordinator -P secret
   edge-coordinator start --rounds 10 --set run.devices=3 --set algorithm.density=0.5
+  edge-coordinator start --config run.toml --metrics 9464 --log json
 
 The same command again goes on with a run that was interrupted.
 """
@@ -105,41 +105,42 @@ are read by systemd and handed over.
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `edge-coordinator`."""
-    options = _parser().parse_args(arguments)
+    program = parser()
+    if config.asked_by_shell():
+        complete(program)
+    options = program.parse_args(arguments)
     run_command(options, "edge-coordinator")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        "edge-coordinator", description="Train personalised models on a fleet of devices.", epilog=_EXIT_CODES
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of all commands."""
+    program = Parser("edge-coordinator", description="Train personalised models on a fleet of devices.", epilog=_EPILOG)
+    program.add_argument("--version", action="version", version=__version__)
+    commands = subcommands(program)
     _add_demo(commands)
     _add_simulate(commands)
     _add_start(commands)
-    add_fleet_commands(commands, _command, _EXIT_CODES)
-    _add_report(commands)
+    add_fleet_commands(commands)
+    reports_cli.add_report(commands)
     _add_export(commands)
-    run_cli.add_run_commands(commands, _command)
-    _add_unit(commands)
-    add_bench(commands, _command)
-    return parser
-
-
-def _command(commands: Any, name: str, summary: str, examples: str, command: Any) -> Any:
-    parser = commands.add_parser(name, help=summary, description=f"{summary}.", epilog=examples + _EXIT_CODES)
-    parser.set_defaults(command=command)
-    add_common(parser)
-    return parser
+    run_cli.add_run_commands(commands)
+    add_unit(commands, "edge-coordinator", _UNIT_EXAMPLES, _unit)
+    add_bench(commands)
+    add_grafana(commands)
+    add_completion(commands, "edge-coordinator")
+    return program
 
 
 def _add_run(parser: Any) -> None:
     group = parser.add_argument_group("run")
     tables = "TOML file with tables [run], [algorithm], [data], [variant.NAME]"
     group.add_argument("--config", type=Path, metavar="FILE", help=tables)
-    group.add_argument("--algorithm", help=f"{', '.join(algorithm.names())}, or a module of your own")
-    group.add_argument("--model", help="built-in name, folder of a bundle, or package.module:factory of a torch module")
+    flag = group.add_argument(
+        "--algorithm", metavar="NAME", help=f"{', '.join(algorithm.names())}, or a module of your own"
+    )
+    offer(flag, algorithm.names)
+    models = "built-in name, folder of a bundle, or package.module:factory of a torch module"
+    offer(group.add_argument("--model", metavar="NAME|DIR", help=models), _models)
     group.add_argument("--rounds", type=int, metavar="N", help="rounds of training")
     group.add_argument("--seed", type=int, metavar="N", help="seed of everything random")
     group.add_argument(
@@ -150,11 +151,19 @@ def _add_run(parser: Any) -> None:
     group.add_argument("--json", action="store_true", help="print the report as JSON at the end")
 
 
+def _models() -> list[str]:
+    from edge_runtime import models
+
+    return models.names()
+
+
 def _tables(
     options: argparse.Namespace, defaults: dict[str, dict[str, Any]] | None = None
 ) -> dict[str, dict[str, Any]]:
     """Collect the settings: defaults, then the file, then flags, then --set."""
     tables = config.read(options.config, _TABLES) if options.config else {name: {} for name in _TABLES}
+    if options.config:
+        _check_file(options.config, tables, options.algorithm)
     for name in ("algorithm", "model", "rounds", "seed"):
         if getattr(options, name) is not None:
             tables["run"][name] = getattr(options, name)
@@ -171,13 +180,25 @@ def _tables(
     return {**merged, "baseline": plain["algorithm"]}
 
 
+def _check_file(path: Path, tables: dict[str, dict[str, Any]], name: str | None) -> None:
+    """Refuse unknown keys while it is known in which file they stand."""
+    from edge_runtime.coordinator.run import RunConfig
+    from edge_runtime.data import DataConfig
+
+    config.check_keys(RunConfig, tables["run"], f"{path}: [run]")
+    config.check_keys(DataConfig, tables["data"], f"{path}: [data]")
+    known = algorithm.load(str(name or tables["run"].get("algorithm", RunConfig.algorithm))).Config
+    config.check_keys(known, tables["algorithm"], f"{path}: [algorithm]")
+
+
 def _add_demo(commands: Any) -> None:
-    demo = _command(
+    demo = add_command(
         commands, "demo", "Run a broker, a coordinator and 20 agents on this machine", _DEMO_EXAMPLES, _demo
     )
     _add_run(demo)
     add_data(demo)
-    demo.add_argument("--broker", default="auto", help="auto, mosquitto or amqtt (default auto)")
+    demo.add_argument("--broker", default="auto", choices=broker.KINDS, help="auto, mosquitto or amqtt (default auto)")
+    add_watching(demo)
     demo.add_argument("--warm", action="store_true", help="keep trainer processes between rounds: faster, more memory")
 
 
@@ -186,11 +207,13 @@ def _demo(options: argparse.Namespace) -> None:
 
     tables = _tables(options, _DEFAULTS)
     tables["data"] = {**data_table(options), **tables["data"]}
-    finish(demo(tables, options.runs, options.broker, options.warm, not options.no_baseline), options.json)
+    with watching(options) as look:
+        done = demo(tables, options.runs, options.broker, options.warm, not options.no_baseline, look)
+    reports_cli.finish(done, options.json)
 
 
 def _add_simulate(commands: Any) -> None:
-    simulate = _command(
+    simulate = add_command(
         commands, "simulate", "Play a whole run in one process, deterministically", _SIMULATE_EXAMPLES, _simulate
     )
     _add_run(simulate)
@@ -212,12 +235,13 @@ def _simulate(options: argparse.Namespace) -> None:
     tables["data"] = {**data_table(options), **tables["data"]}
     faults = Faults(options.drop, options.duplicate, options.delay)
     compute = config.build(Compute, compute_table(options), "compute")
-    finish(simulated(tables, options.runs, faults, compute, not options.no_baseline), options.json)
+    reports_cli.finish(simulated(tables, options.runs, faults, compute, not options.no_baseline), options.json)
 
 
 def _add_start(commands: Any) -> None:
-    start = _command(commands, "start", "Coordinate a run over a broker", _START_EXAMPLES, _start)
+    start = add_command(commands, "start", "Coordinate a run over a broker", _START_EXAMPLES, _start)
     _add_run(start)
+    add_watching(start)
     add_link(start)
     add_fleet_folder(start)
     start.add_argument(
@@ -239,18 +263,15 @@ def _start(options: argparse.Namespace) -> None:
     folder = options.folder or options.runs / time.strftime("%Y%m%d-%H%M%S")
     connection = link(options, f"_coordinator-{tables['run']['fleet']}", who)
     gate = Sealed(who.fleet, read_key(who.key), fleet) if fleet and who else None
-    with Notifier(*config.service_manager()) as notifier:
-        finish(coordinate(tables, connection, folder, options.runs, gate, notifier.beat), options.json)
-
-
-def _add_unit(commands: Any) -> None:
-    add_unit(commands, "edge-coordinator", _UNIT_EXAMPLES + _EXIT_CODES).set_defaults(command=_unit)
+    with Notifier(*config.service_manager()) as notifier, watching(options) as look:
+        done = coordinate(tables, connection, folder, options.runs, gate, notifier.beat, look)
+    reports_cli.finish(done, options.json)
 
 
 def _unit(options: argparse.Namespace) -> None:
     from edge_runtime.unit import Unit, credentials, render
 
-    start = _parser().parse_args(["start", *options.arguments])
+    start = parser().parse_args(["start", *options.arguments])
     arguments, files = credentials(start, options.arguments)
     folder = [] if start.folder else ["--folder", "run"]  # under the unit's own: started anew it goes on with the run
     name = f"edge-runtime: coordinator of {fleet_name(start, None)}"
@@ -260,33 +281,15 @@ def _unit(options: argparse.Namespace) -> None:
     sys.stdout.write(render(unit))
 
 
-def _add_report(commands: Any) -> None:
-    report = _command(commands, "report", "Show the summary of a finished run", "", _report)
-    report.add_argument("folder", type=Path, nargs="?", default=Path("runs/latest"), help="default runs/latest")
-    report.add_argument("--json", action="store_true", help="print report.json")
-    report.add_argument("--picture", type=Path, metavar="FILE", help="draw the report's plots as one PNG")
-
-
-def _report(options: argparse.Namespace) -> None:
-    path = options.folder / "report.json"
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: no report there ({error}); run `edge-coordinator demo` first") from error
-    if options.picture:
-        from edge_runtime.coordinator import plots
-
-        plots.picture(record, options.picture)
-    finish((record, options.folder), options.json)
-
-
 def _add_export(commands: Any) -> None:
-    export = _command(
+    export = add_command(
         commands, "export", "Make a bundle of a torch module, for devices without torch", _EXPORT_EXAMPLES, _export
     )
     export.add_argument("--model", required=True, metavar="NAME|MODULE:FACTORY", help="what to export")
     export.add_argument("--input", default="", metavar="SHAPE", help="shape of one sample, such as 1x28x28")
-    export.add_argument("--type", default="float32", help="of the input: float32 or int64 (default float32)")
+    export.add_argument(
+        "--type", default="float32", choices=("float32", "int64"), help="of the input (default float32)"
+    )
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder")
     export.add_argument(
         "--memory",
@@ -337,21 +340,6 @@ def _export(options: argparse.Namespace) -> None:
 
         folders = [options.out, *(bundle.part_folder(options.out, width) for width in options.width)]
         bench_costs.measure([str(folder) for folder in folders], costs.Grid(repeats=1), config.environment(1))
-
-
-def finish(done: tuple[dict[str, Any], Path], as_json: bool) -> None:
-    """Print a report's summary, or all of it as JSON."""
-    record, folder = done
-    if as_json:
-        sys.stdout.write(json.dumps(record, indent=1, sort_keys=True) + "\n")
-        return
-    from rich.console import Console
-
-    from edge_runtime.coordinator import summary
-
-    console = Console()
-    console.print(summary.summary_table(record))
-    console.print(f"report: {folder / 'report.html'}  (figures: {folder / 'report.json'})", highlight=False)
 
 
 if __name__ == "__main__":

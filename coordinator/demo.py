@@ -18,6 +18,7 @@ from edge_runtime.coordinator.run import Run, RunConfig, describe, prepare
 from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.coordinator.session import Outcome
 from edge_runtime.coordinator.simulate import Scene
+from edge_runtime.coordinator.tally import state_of
 from edge_runtime.data import DataConfig
 from edge_runtime.datasets import folder as folder_data
 from edge_runtime.link import Link
@@ -29,9 +30,15 @@ log = logging.getLogger(__name__)
 _PICTURE_S = 0.1
 Tables = dict[str, dict[str, Any]]
 Reported = tuple[dict[str, Any], Path]
+Look = Callable[[Run, Coordinator], None]
+"""Called a few times a second with the run and who coordinates it; must not change either."""
 
 
-def demo(tables: Tables, runs: Path, broker: str, warm: bool, baseline: bool) -> Reported:
+def nobody(run: Run, coordinator: Coordinator) -> None:
+    """Look at nothing."""
+
+
+def demo(tables: Tables, runs: Path, broker: str, warm: bool, baseline: bool, look: Look = nobody) -> Reported:
     """Run everything on this machine: a broker, one agent per device of the data set, and the runs.
 
     Raises:
@@ -54,7 +61,7 @@ def demo(tables: Tables, runs: Path, broker: str, warm: bool, baseline: bool) ->
                 running.check()
                 fleet.check(processes, names, folder)
 
-            with _watching(run, names, alive) as watch:
+            with _watching(run, names, alive, look) as watch:
                 where = folder / run.config.algorithm
                 outcomes.append(session.over_mqtt(run, connection, where, running.kind, watch))
     return _report(outcomes, names, {"data": config.table(settings)}, folder, runs)
@@ -81,7 +88,13 @@ def simulated(tables: Tables, runs: Path, faults: Faults, compute: Compute, base
 
 
 def coordinate(
-    tables: Tables, connection: Link, folder: Path, runs: Path, gate: Gate | None, beat: session.Beat
+    tables: Tables,
+    connection: Link,
+    folder: Path,
+    runs: Path,
+    gate: Gate | None,
+    beat: session.Beat,
+    look: Look = nobody,
 ) -> Reported:
     """Coordinate one run over a broker, or go on with it; with a `gate` messages are sealed.
 
@@ -90,22 +103,24 @@ def coordinate(
     """
     (run,) = _plans(tables, baseline=False)
     folder.mkdir(parents=True, exist_ok=True)
-    return _coordinate(run, connection, folder / run.config.algorithm, runs, gate, beat)
+    return _coordinate(run, connection, folder / run.config.algorithm, runs, gate, beat, look)
 
 
-def go_on(run: Run, connection: Link, folder: Path, gate: Gate | None, beat: session.Beat) -> Reported:
+def go_on(
+    run: Run, connection: Link, folder: Path, gate: Gate | None, beat: session.Beat, look: Look = nobody
+) -> Reported:
     """Go on with the run that `folder` holds.
 
     Raises:
         EdgeError: of whatever cannot be.
     """
-    return _coordinate(run, connection, folder, folder.parent.parent, gate, beat)
+    return _coordinate(run, connection, folder, folder.parent.parent, gate, beat, look)
 
 
 def _coordinate(
-    run: Run, connection: Link, folder: Path, runs: Path, gate: Gate | None, beat: session.Beat
+    run: Run, connection: Link, folder: Path, runs: Path, gate: Gate | None, beat: session.Beat, look: Look
 ) -> Reported:
-    with _watching(run, [], lambda: None) as watch:
+    with _watching(run, [], lambda: None, look) as watch:
         outcome = session.over_mqtt(run, connection, folder, "external", watch, gate, beat)
     return _report([outcome], [], {}, folder.parent, runs)
 
@@ -156,7 +171,9 @@ def _folder(runs: Path) -> Path:
 
 
 @contextmanager
-def _watching(run: Run, names: list[str], alive: Callable[[], None]) -> Iterator[Callable[[Coordinator], None]]:
+def _watching(
+    run: Run, names: list[str], alive: Callable[[], None], look: Look = nobody
+) -> Iterator[Callable[[Coordinator], None]]:
     """Show a run while it goes on, and raise as soon as a process that it needs has died."""
     with live.Live() as screen:
         started_s = time.monotonic()
@@ -166,6 +183,7 @@ def _watching(run: Run, names: list[str], alive: Callable[[], None]) -> Iterator
         def watch(coordinator: Coordinator) -> None:
             nonlocal shown, due_s
             alive()
+            look(run, coordinator)
             number, answered, asked = coordinator.core.standing
             where = number, coordinator.core.progress.phase, answered > 0, asked > 0
             now_s = time.monotonic()
@@ -194,10 +212,7 @@ def status(run: Run, coordinator: Coordinator, names: list[str], elapsed_s: floa
 
 
 def _device_status(coordinator: Coordinator, device: str) -> live.DeviceStatus:
-    core = coordinator.core
-    state = "refused" if device in core.refused else core.doing.get(device, "idle")
-    if device not in core.online:
-        state = "late" if device in core.progress.known else "offline"
+    state = state_of(coordinator.core, device)
     if device not in coordinator.latest:
         return live.DeviceStatus(device, state)
     figures = coordinator.latest[device]

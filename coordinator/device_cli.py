@@ -4,13 +4,12 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime import config, identity
-from edge_runtime.cli import Parser, add_common, until_signal
+from edge_runtime.command_line import Run, add_command, add_group, add_host, offer, subcommands, until_signal, whole
 from edge_runtime.coordinator import broker
 from edge_runtime.errors import ConfigError
 from edge_runtime.files import write_atomic
@@ -33,6 +32,26 @@ _DEVICE_EXAMPLES = """examples:
   edge-coordinator device revoke gateway-7
 
 """
+_INIT_EXAMPLES = """examples:
+  edge-coordinator fleet init --host broker.lan
+  edge-coordinator fleet init --name plant-3 --host broker.lan --host 192.168.1.5 --port 8884
+"""
+_HOSTS_EXAMPLES = """examples:
+  edge-coordinator fleet hosts broker.lan 10.0.0.5     # start the broker anew afterwards
+"""
+_ENROLL_EXAMPLES = """examples:
+  edge-coordinator device enroll gateway-7 --host broker.lan   # makes the fleet too, where there is none
+  edge-coordinator device enroll gateway-7 gateway-8 --out bundles/
+  edge-coordinator device enroll gateway-7 --again     # a new key; what it had before is revoked
+  edge-coordinator device enroll gateway-7 --request gateway-7.csr   # of `edge-agent enroll --request gateway-7`
+"""
+_LIST_EXAMPLES = """examples:
+  edge-coordinator device list
+  edge-coordinator device list --json
+"""
+_REVOKE_EXAMPLES = """examples:
+  edge-coordinator device revoke gateway-7
+"""
 _CONFIG_EXAMPLES = """examples:
   edge-coordinator broker-config --out mosquitto/      # to be copied to /etc/mosquitto/edge of the broker's machine
 
@@ -44,7 +63,6 @@ _BROKER_EXAMPLES = """examples:
   edge-coordinator broker -h 127.0.0.1 -p 8883
 
 """
-Command = Callable[..., Any]
 
 
 def add_fleet_folder(parser: argparse.ArgumentParser) -> None:
@@ -80,35 +98,34 @@ def _needed(options: argparse.Namespace) -> "Fleet":
     return fleet
 
 
-def add_fleet_commands(commands: Any, command: Command, exit_codes: str) -> None:
-    """Add all of them; `command` makes a parser and adds what is common."""
-    fleet = commands.add_parser("fleet", help="Make the authority of a fleet")
-    what = fleet.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
-    init = _sub(what, "init", "Make a fleet: an authority, and certificates of its broker and coordinator", _init)
-    _add_init(init)
-    hosts = _sub(what, "hosts", "Make the broker another certificate, for these names and addresses", _hosts)
-    hosts.add_argument("hosts", nargs="+", metavar="HOST")
-    device = commands.add_parser("device", help="Say which devices belong to the fleet")
-    what = device.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
-    _add_enroll(_sub(what, "enroll", "Make devices members of the fleet", _enroll))
-    listing = _sub(what, "list", "Show which devices were enrolled, and how they stand", _list)
+def add_fleet_commands(commands: Any) -> None:
+    """Add all of them."""
+    what = subcommands(add_group(commands, "fleet", "Make the authority of a fleet", _FLEET_EXAMPLES))
+    init = "Make a fleet: an authority, and certificates of its broker and coordinator"
+    _add_init(_sub(what, "init", init, _INIT_EXAMPLES, _init))
+    hosts = "Make the broker another certificate, for these names and addresses"
+    _sub(what, "hosts", hosts, _HOSTS_EXAMPLES, _hosts).add_argument("hosts", nargs="+", metavar="HOST")
+    what = subcommands(add_group(commands, "device", "Say which devices belong to the fleet", _DEVICE_EXAMPLES))
+    _add_enroll(_sub(what, "enroll", "Make devices members of the fleet", _ENROLL_EXAMPLES, _enroll))
+    listing = _sub(what, "list", "Show which devices were enrolled, and how they stand", _LIST_EXAMPLES, _list)
     listing.add_argument("--json", action="store_true", help="for scripts")
-    revoke = _sub(what, "revoke", "Take devices out of the fleet, for good", _revoke)
-    revoke.add_argument("ids", nargs="+", metavar="ID")
-    for parser, examples in ((fleet, _FLEET_EXAMPLES), (device, _DEVICE_EXAMPLES)):
-        parser.epilog = examples + exit_codes
-    _add_broker(
-        command(commands, "broker", "Run an MQTT broker on this machine until Ctrl-C", _BROKER_EXAMPLES, _broker)
-    )
+    revoke = _sub(what, "revoke", "Take devices out of the fleet, for good", _REVOKE_EXAMPLES, _revoke)
+    offer(revoke.add_argument("ids", nargs="+", metavar="ID"), _enrolled)
+    summary = "Run an MQTT broker on this machine until Ctrl-C"
+    _add_broker(_sub(commands, "broker", summary, _BROKER_EXAMPLES, _broker))
     summary = "Write what a Mosquitto needs to be the fleet's broker"
-    _add_config(command(commands, "broker-config", summary, _CONFIG_EXAMPLES, _config))
+    _add_config(_sub(commands, "broker-config", summary, _CONFIG_EXAMPLES, _config))
 
 
-def _sub(commands: Any, name: str, summary: str, run: Callable[[argparse.Namespace], None]) -> Any:
-    parser = commands.add_parser(name, help=summary, description=f"{summary}.")
-    parser.set_defaults(command=run)
+def _enrolled() -> list[str]:
+    """Name the devices of the fleet in its usual folder."""
+    fleet = _pki().Fleet(Path("fleet"))
+    return [member.name for member in fleet.members() if member.state != "revoked"]
+
+
+def _sub(commands: Any, name: str, summary: str, examples: str, run: Run) -> Any:
+    parser = add_command(commands, name, summary, examples, run)
     add_fleet_folder(parser)
-    add_common(parser)
     return parser
 
 
@@ -117,7 +134,7 @@ def _add_init(parser: Any) -> None:
     parser.add_argument(
         "--host", action="append", default=[], help="name or address of the broker as devices see it; repeatable"
     )
-    parser.add_argument("-p", "--port", type=int, help="port of the broker (default 8883)")
+    parser.add_argument("-p", "--port", type=whole(1, 65_535), metavar="N", help="port of the broker (default 8883)")
 
 
 def _init(options: argparse.Namespace) -> None:
@@ -209,11 +226,12 @@ def _revoke(options: argparse.Namespace) -> None:
 
 
 def _add_broker(parser: Any) -> None:
-    parser.add_argument("--kind", default="auto", help="auto, mosquitto or amqtt (default auto)")
-    parser.add_argument("-h", "--host", help="address to listen on (default: all with a fleet, 127.0.0.1 without)")
-    parser.add_argument("-p", "--port", type=int, help="port (default: as the fleet says; 1883 without one)")
+    parser.add_argument("--kind", default="auto", choices=broker.KINDS, help="auto, mosquitto or amqtt (default auto)")
     parser.add_argument("--insecure", action="store_true", help="in clear, and for anybody, whoever can reach it")
-    add_fleet_folder(parser)
+    group = add_host(parser, "address", meaning="to listen on (default: all with a fleet, 127.0.0.1 without)")
+    group.add_argument(
+        "-p", "--port", type=whole(0, 65_535), metavar="N", help="port (default: as the fleet says; 1883 without one)"
+    )
 
 
 def _broker(options: argparse.Namespace) -> None:
@@ -235,7 +253,6 @@ def _add_config(parser: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
     at = Path("/etc/mosquitto/edge")
     parser.add_argument("--at", type=Path, default=at, metavar="DIR", help=f"... and are copied to (default {at})")
-    add_fleet_folder(parser)
 
 
 def _config(options: argparse.Namespace) -> None:

@@ -246,7 +246,8 @@ class Dropped:
         reasons[reason] = count = reasons.get(reason, 0) + 1
         if rare(count):
             level = logging.INFO if reason in ORDINARY else logging.WARNING
-            log.log(level, "dropped from %s: %s (%s so far)", device, why[:300], f"{count:,}")
+            more = {"device": device, "reason": reason, "count": count}
+            log.log(level, "dropped from %s: %s (%s so far)", device, why[:300], f"{count:,}", extra=more)
 
     def harmful(self) -> int:
         """Count those that no honest device would have sent."""

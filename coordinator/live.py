@@ -1,6 +1,7 @@
 """A run as it goes on: a table that stays in place on a terminal, one plain line per round anywhere else.
 
-Everything goes to standard error, so that what a program prints as JSON on standard output stays JSON.
+Everything goes to standard error, so that what a program prints as JSON on standard output stays JSON. Where logs are
+for a machine, a round is a record of the log.
 """
 
 import logging
@@ -19,7 +20,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from edge_runtime import logs
 from edge_runtime.coordinator import units
+
+log = logging.getLogger(__name__)
 
 _REFRESH_S = 0.25
 _STYLES = {
@@ -205,7 +209,7 @@ class Live:
 
     def __enter__(self) -> "Live":
         """Take the terminal over, if it is one; log lines then appear above the table."""
-        if self._console.is_terminal:
+        if self._console.is_terminal and not logs.as_json():
             real = sys.stderr
             self._screen = Screen(console=self._console, auto_refresh=False, vertical_overflow="crop")
             self._screen.start()
@@ -234,7 +238,7 @@ class Live:
             for handler in self._moved:
                 handler.setStream(sys.stderr)
         elif self._last is not None and self._evaluated and error is None:
-            self._print(line(self._last, self._last.rounds))
+            self._print(self._last, self._last.rounds)
 
     def _draw(self, screen: Screen, status: Status) -> None:
         screen.update(render(status, self._console.width, self._console.height), refresh=True)
@@ -242,12 +246,15 @@ class Live:
     def _tell(self, status: Status) -> None:
         """Print a line for every round that was closed since the last call."""
         for number in range(status.round if self._told is None else self._told, status.round):
-            self._print(line(status, number))
+            self._print(status, number)
         self._told = status.round
         self._evaluated |= status.phase == "evaluate" and status.accepted > 0
 
-    def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def _print(self, status: Status, number: int) -> None:
+        if logs.as_json():
+            log.info("%s", line(status, number), extra={"round": number})
+        else:
+            self._console.print(line(status, number), markup=False, highlight=False, soft_wrap=True)
 
 
 def _handlers_of(stream: TextIO) -> list[logging.StreamHandler[TextIO]]:

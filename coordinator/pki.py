@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from edge_runtime import identity
+from edge_runtime import config, identity
 from edge_runtime.errors import ConfigError
 from edge_runtime.files import write_atomic
 from edge_runtime.message import check_name
@@ -70,7 +70,8 @@ class Fleet:
             settings = tomllib.loads((folder / "fleet.toml").read_text())
             self.name, self.host, self.port = str(settings["name"]), str(settings["host"]), int(settings["port"])
         except FileNotFoundError as error:
-            raise ConfigError(f"{folder}: no fleet there: make one with `edge-coordinator fleet init`") from error
+            near = config.nearest_path(folder) or ": make one with `edge-coordinator fleet init`"
+            raise ConfigError(f"{folder}: no fleet there{near}") from error
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(f"{folder / 'fleet.toml'}: cannot be read: {error}") from error
         check_name(self.name, f"{folder / 'fleet.toml'}: name")
@@ -132,7 +133,7 @@ class Fleet:
         """
         with self._lock():
             if name not in self.names():
-                raise ConfigError(f"no device {name!r} is enrolled: see `edge-coordinator device list`")
+                raise ConfigError(f"no device {name!r} is enrolled{config.nearest(name, self.names())}")
             self._revoke(_certificate(self._path(name)))
 
     def names(self) -> list[str]:

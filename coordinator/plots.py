@@ -117,7 +117,8 @@ def _accuracy_per_round(axes: "Axes", report: Report) -> None:
     _line(axes, rounds, _quantile(series, "accuracy_personal_before"), BEFORE, "before training", "--")
     for name, other in report["baselines"].items():
         theirs = [entry["round"] + 1 for entry in other["rounds_detail"]]
-        _line(axes, theirs, _quantile(other["rounds_detail"], "accuracy_shared"), OTHER, f"{name}, shared model")
+        metric, model = _theirs(report)
+        _line(axes, theirs, _quantile(other["rounds_detail"], metric), OTHER, f"{name}, {model} model")
     axes.set_xlabel("round")
     _whole_numbers(axes)
     _finish_accuracy(axes)
@@ -126,7 +127,8 @@ def _accuracy_per_round(axes: "Axes", report: Report) -> None:
 def _accuracy_against_bytes(axes: "Axes", report: Report) -> None:
     """Draw mean accuracies against what the average device has sent and received by then."""
     runs = [(report["algorithm"], report, "accuracy_personal", OWN, "personal")]
-    runs += [(name, other, "accuracy_shared", OTHER, "shared") for name, other in report["baselines"].items()]
+    metric, model = _theirs(report)
+    runs += [(name, other, metric, OTHER, model) for name, other in report["baselines"].items()]
     _, kind = _traffic(report)
     for name, run, metric, colour, model in runs:
         series = run["rounds_detail"]
@@ -135,6 +137,11 @@ def _accuracy_against_bytes(axes: "Axes", report: Report) -> None:
     axes.set_xlabel(f"{'payload' if kind == 'payload' else 'bytes on the socket'} per device so far, up + down (MB)")
     axes.set_xlim(left=0)
     _finish_accuracy(axes)
+
+
+def _theirs(report: Report) -> tuple[str, str]:
+    """Say which accuracy of the others is drawn: of a baseline the shared model's, of a run beside it the same."""
+    return ("accuracy_personal", "personal") if report.get("compared") else ("accuracy_shared", "shared")
 
 
 def _bytes_per_device(axes: "Axes", report: Report) -> None:

@@ -145,7 +145,7 @@ def build(run: RunInfo, rows: Sequence[Row], baselines: Sequence[Report] = ()) -
         "rejected": [{"round": number, "device": device, "reason": why} for number, device, why in run.rejected],
         "privacy": run.privacy or None,
         "dropped": {device: dict(sorted(counts.items())) for device, counts in sorted(run.dropped.items())},
-        "baselines": {other["algorithm"]: _baseline(other, summary) for other in baselines},
+        "baselines": {other["algorithm"]: against(other, summary) for other in baselines},
     }
 
 
@@ -226,7 +226,8 @@ class _Meter:
         return _number(self._total)
 
 
-def _baseline(other: Report, summary: dict[str, Any]) -> dict[str, Any]:
+def against(other: Report, summary: dict[str, Any]) -> dict[str, Any]:
+    """Give a run as a baseline of one with this summary."""
     kept = ("algorithm", "rounds", "configuration", "times", "devices", "summary", "rounds_detail")
     return {**{key: other[key] for key in kept}, "comparison": _compare(summary, other["summary"])}
 

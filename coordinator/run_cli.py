@@ -4,6 +4,7 @@
 """
 
 import argparse
+import difflib
 import importlib.util
 import json
 import subprocess
@@ -12,12 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.cli import Parser, add_data, data_table
-from edge_runtime.coordinator import runs_cli
-from edge_runtime.coordinator.bench_cli import Command
+from edge_runtime import config
+from edge_runtime.command_line import add_command, add_group, subcommands
+from edge_runtime.coordinator import reports_cli, runs_cli
 from edge_runtime.errors import ConfigError, DeviceError
+from edge_runtime.flags import add_data, data_table
 from edge_runtime.places import personal_path
 
+_RUN_EXAMPLES = """examples:
+  edge-coordinator run list
+  edge-coordinator run stop runs/first
+  edge-coordinator run export --device gateway-7
+"""
 _EXPORT_EXAMPLES = """examples:
   edge-coordinator run export --device person-01-left
   edge-coordinator run export runs/first --device gateway-7 --format int8 --out gateway-7.onnx
@@ -42,14 +49,14 @@ _NEEDED = {
 """What the programs of `export/` need beside what a coordinator has."""
 
 
-def add_run_commands(commands: Any, command: Command) -> None:
-    """Add `run` and its commands, each made by `command`."""
+def add_run_commands(commands: Any) -> None:
+    """Add `run` and its commands."""
     summary = "Look at runs, stop them, go on with them, export what they have left"
-    run = commands.add_parser("run", help=summary, description=f"{summary}.")
-    kinds = run.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
-    runs_cli.add_commands(kinds, command)
+    kinds = subcommands(add_group(commands, "run", summary, _RUN_EXAMPLES))
+    runs_cli.add_commands(kinds)
+    reports_cli.add_commands(kinds)
     summary = "Make a device's personal model a file for its inference engine"
-    export = command(kinds, "export", summary, _EXPORT_EXAMPLES, _export)
+    export = add_command(kinds, "export", summary, _EXPORT_EXAMPLES, _export)
     export.add_argument("run", type=Path, nargs="?", default=Path("runs/latest"), help="default runs/latest")
     export.add_argument("--device", metavar="ID", help="whose model")
     export.add_argument("--personal", type=Path, metavar="FILE", help="the model itself, instead of run and device")
@@ -63,7 +70,9 @@ def add_run_commands(commands: Any, command: Command) -> None:
     export.add_argument("--json", action="store_true", help="for scripts")
     add_data(export)
     export.set_defaults(data=None)
-    verify = command(kinds, "verify", "Check an exported file against its signed manifest", _VERIFY_EXAMPLES, _verify)
+    verify = add_command(
+        kinds, "verify", "Check an exported file against its signed manifest", _VERIFY_EXAMPLES, _verify
+    )
     verify.add_argument("file", type=Path, help="the ONNX file")
     verify.add_argument(
         "--trust", type=Path, metavar="FILE", help="public key of who made it (default: this machine's)"
@@ -86,6 +95,8 @@ def data_flags(options: argparse.Namespace) -> list[str]:
 
 
 def _verify(options: argparse.Namespace) -> None:
+    if not options.file.exists():
+        raise ConfigError(f"{options.file}: is not there{config.nearest_path(options.file)}")
     trust = ["--trust", str(options.trust)] if options.trust else []
     start("manifest", [str(options.file), *trust, *(["--json"] if options.json else [])])
 
@@ -99,13 +110,16 @@ def find(folder: Path, device: str | None) -> Path:
     try:
         report = json.loads((folder / "report.json").read_text())
         run, algorithm, devices = report["run"], report["algorithm"], [row["id"] for row in report["devices"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        near = config.nearest_path(folder) or "; run `edge-coordinator demo` first"
+        raise ConfigError(f"{folder}: no finished run there{near}") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{folder}: no finished run there ({error}); run `edge-coordinator demo` first") from error
     if device not in devices:
         some = ", ".join(devices[:5]) + (", ..." if len(devices) > 5 else "")
-        raise ConfigError(
-            f"--device {device!r} is not in this run; it has {some}" if device else f"--device: one of {some}"
-        )
+        close = difflib.get_close_matches(device or "", devices, 1)
+        offer = f"did you mean {close[0]!r}?" if close else f"it has {some}"
+        raise ConfigError(f"--device {device!r} is not in this run; {offer}" if device else f"--device: one of {some}")
     places = folder / algorithm / "personal" / f"{device}.bin", personal_path(folder / "devices" / str(device), run)
     for path in places:
         if path.exists():

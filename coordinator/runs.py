@@ -73,7 +73,8 @@ def the_one(place: Path) -> Path:
     """
     found = folders(place)
     if not found:
-        raise ConfigError(f"{place}: no run there; `edge-coordinator run list` shows those in runs/")
+        near = config.nearest_path(place) or "; `edge-coordinator run list` shows those in runs/"
+        raise ConfigError(f"{place}: no run there{near}")
     return next((path for path in found if len(found) > 1 and standing(path).state != "finished"), found[0])
 
 

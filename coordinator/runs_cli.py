@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime import config, identity
-from edge_runtime.coordinator.bench_cli import Command
+from edge_runtime.command_line import add_command
 from edge_runtime.coordinator.device_cli import add_fleet_folder, fleet_of
+from edge_runtime.coordinator.watch_cli import add_watching, watching
 from edge_runtime.errors import ConfigError, RunError
 from edge_runtime.link_cli import add_link, link
 from edge_runtime.notify import Notifier
 
-_LATEST = Path("runs/latest")
+_RUNS, _LATEST = Path("runs"), Path("runs/latest")
+_LIST_EXAMPLES = """examples:
+  edge-coordinator run list
+  edge-coordinator run list /var/lib/edge-coordinator --json
+"""
+_SHOW_EXAMPLES = """examples:
+  edge-coordinator run show                            # the newest
+  edge-coordinator run show runs/first --json
+"""
 _STOP_EXAMPLES = """examples:
   edge-coordinator run stop runs/first
   edge-coordinator run stop runs/first && edge-coordinator run resume runs/first
@@ -38,17 +47,20 @@ Exit code 5 if a checkpoint or the model comes out otherwise.
 """
 
 
-def add_commands(kinds: Any, command: Command) -> None:
-    """Add the commands, each made by `command`."""
-    listing = command(kinds, "list", "List the runs that are there", "", _list)
-    listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="where runs are (default runs)")
-    show = command(kinds, "show", "Say where a run stands", "", _show)
-    stop = command(kinds, "stop", "End a run's coordinator; the run can go on", _STOP_EXAMPLES, _stop)
+def add_commands(kinds: Any) -> None:
+    """Add the commands."""
+    listing = add_command(kinds, "list", "List the runs that are there", _LIST_EXAMPLES, _list)
+    listing.add_argument("folder", type=Path, nargs="?", default=_RUNS, help="where runs are (default runs)")
+    show = add_command(kinds, "show", "Say where a run stands", _SHOW_EXAMPLES, _show)
+    stop = add_command(kinds, "stop", "End a run's coordinator; the run can go on", _STOP_EXAMPLES, _stop)
     stop.add_argument("--patience-s", type=float, default=10.0, metavar="S", help="how long to wait (default 10)")
-    resume = command(kinds, "resume", "Go on with a run, with the settings that it has", _RESUME_EXAMPLES, _resume)
+    resume = add_command(kinds, "resume", "Go on with a run, with the settings that it has", _RESUME_EXAMPLES, _resume)
+    add_watching(resume)
     add_link(resume)
     add_fleet_folder(resume)
-    replay = command(kinds, "replay", "Compute a run again from its journal, and compare", _REPLAY_EXAMPLES, _replay)
+    replay = add_command(
+        kinds, "replay", "Compute a run again from its journal, and compare", _REPLAY_EXAMPLES, _replay
+    )
     for parser in (show, stop, resume, replay):
         parser.add_argument("run", type=Path, nargs="?", default=_LATEST, help=f"its folder (default {_LATEST})")
     for parser in (listing, show, resume, replay):
@@ -61,6 +73,8 @@ def _list(options: argparse.Namespace) -> None:
 
     from edge_runtime.coordinator import runs
 
+    if not options.folder.is_dir() and options.folder != _RUNS:
+        raise ConfigError(f"{options.folder}: no such folder{config.nearest_path(options.folder)}")
     found = [runs.standing(folder) for folder in runs.folders(options.folder)]
     if options.json:
         sys.stdout.write(json.dumps([one.record() for one in found], indent=1) + "\n")
@@ -94,8 +108,8 @@ def _stop(options: argparse.Namespace) -> None:
 
 def _resume(options: argparse.Namespace) -> None:
     from edge_runtime.coordinator import demo, runs
-    from edge_runtime.coordinator.cli import finish
     from edge_runtime.coordinator.gate import Sealed
+    from edge_runtime.coordinator.reports_cli import finish
     from edge_runtime.seal import read_key
 
     folder = runs.the_one(options.run)
@@ -113,8 +127,9 @@ def _resume(options: argparse.Namespace) -> None:
     usual = {field.name: field.default for field in dataclasses.fields(given)}
     connection = dataclasses.replace(known, **{key: value for key, value in said.items() if value != usual[key]})
     gate = Sealed(who.fleet, read_key(who.key), fleet) if fleet and who else None
-    with Notifier(*config.service_manager()) as notifier:
-        finish(demo.go_on(run, connection, folder, gate, notifier.beat), options.json)
+    with Notifier(*config.service_manager()) as notifier, watching(options) as look:
+        done = demo.go_on(run, connection, folder, gate, notifier.beat, look)
+    finish(done, options.json)
 
 
 def _replay(options: argparse.Namespace) -> None:

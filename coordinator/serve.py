@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from edge_runtime.coordinator.gate import Gate, Open
 from edge_runtime.coordinator.server import Coordinator
+from edge_runtime.coordinator.tally import Tally
 from edge_runtime.errors import EdgeError
 from edge_runtime.fit import Fit
 from edge_runtime.message import Chunk, Message, all_topic, down_topic, encode, up_topic
@@ -33,20 +34,27 @@ _MAX_UNSENT_BYTES = 4_194_304
 class TopicPost:
     """The way out by topics of a transport; implements `gate.Post`."""
 
-    def __init__(self, fleet: str, transport: Transport, gate: Gate | None = None) -> None:
+    def __init__(self, fleet: str, transport: Transport, gate: Gate | None = None, tally: Tally | None = None) -> None:
         self._fleet, self._transport, self._gate = fleet, transport, gate or Open()
+        self._tally = tally or Tally()
 
     def send(self, device: str, message: Message) -> bool:
         """Send a message to a device."""
-        return self._transport.send(down_topic(self._fleet, device), self._gate.seal(device, message))
+        return self._say(down_topic(self._fleet, device), message, self._gate.seal(device, message))
 
     def greet(self, device: str, stranger: bytes, message: Message) -> bool:
         """Answer a device that spoke out of turn."""
-        return self._transport.send(down_topic(self._fleet, device), self._gate.greet(device, stranger, message))
+        return self._say(down_topic(self._fleet, device), message, self._gate.greet(device, stranger, message))
 
     def share(self, chunk: Chunk) -> bool:
         """Send a chunk to all devices that listen to its blob."""
-        return self._transport.send(all_topic(self._fleet, chunk.digest), encode(chunk))
+        return self._say(all_topic(self._fleet, chunk.digest), chunk, encode(chunk))
+
+    def _say(self, topic: str, message: Message, data: bytes) -> bool:
+        sent = self._transport.send(topic, data)
+        if sent:
+            self._tally.said(message, len(data))
+        return sent
 
     def room(self) -> bool:
         """Say whether little waits for the socket."""

@@ -39,6 +39,7 @@ from edge_runtime.coordinator.handout import Handout, Makers
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.rounds import RoundsCore
 from edge_runtime.coordinator.run import Run
+from edge_runtime.coordinator.tally import Tally
 from edge_runtime.coordinator.versions import VersionsCore
 from edge_runtime.errors import ConfigError, DecodeError, DeviceError, RunError
 from edge_runtime.message import (
@@ -64,7 +65,9 @@ _RESERVED = 16
 class Coordinator:
     """One run. Every method is called from one thread."""
 
-    def __init__(self, plan: Plan, run: Run, journal: Journal, post: Post, gate: Gate | None = None) -> None:
+    def __init__(
+        self, plan: Plan, run: Run, journal: Journal, post: Post, gate: Gate | None = None, tally: Tally | None = None
+    ) -> None:
         """Take up where the journal says the run was.
 
         Args:
@@ -73,12 +76,13 @@ class Coordinator:
             journal: the durable side.
             post: the network; may lose what it is given.
             gate: opens what devices say, and is the one by which `post` seals; None: messages are bare.
+            tally: where what happens is counted; None: for nobody.
         """
         if journal.get("phase") is None and (plan.decentralised or plan.score):
             journal.set("phase", "peers" if plan.decentralised else "score")
         self.core: RoundsCore | VersionsCore = _core(plan, journal.progress(plan.asynchronous))
         self.journal = journal
-        self.dropped = Dropped()
+        self.dropped, self.tally = Dropped(), tally or Tally()
         self.latest: dict[str, dict[str, float]] = {}
         """Figures that came with the last accepted update of every device."""
         self.broken: Exception | None = None
@@ -207,6 +211,7 @@ class Coordinator:
         except DecodeError as error:
             self._drop(device, MALFORMED, str(error))
         else:
+            self.tally.heard(message, len(data))
             self.handle(device, message)
 
     def _drop(self, device: str, reason: str, why: str) -> None:
@@ -262,13 +267,14 @@ class Coordinator:
         """See what a device is given, and whether it gets tasks; an open one that does not fit is taken back."""
         heard = self._choices.hear(device, hello)
         if heard.chosen:
-            log.warning("device %s is given %s", device, heard.chosen)
+            log.warning("device %s is given %s", device, heard.chosen, extra={"device": device})
         self.journal.devices.admit(device, heard.lacking)
         if not heard.lacking:
             self.unfit.pop(device, None)
             return True
         if self.unfit.get(device) != heard.lacking:
-            log.warning("device %s gets no task: %s", device, heard.lacking)
+            more = {"device": device, "reason": heard.lacking}
+            log.warning("device %s gets no task: %s", device, heard.lacking, extra=more)
         self.unfit[device] = heard.lacking
         actions: list[Action] = [Tell(device, Welcome(self.core.plan.run))]
         if device in self.core.missing():
@@ -372,10 +378,12 @@ class Coordinator:
         except DecodeError as error:
             reason = str(error)
             self.journal.reject(device, offer, reason, number)
-            log.warning("device %s: its update of round %d was rejected: %s", device, offer.round, reason)
+            more = {"device": device, "round": offer.round, "reason": reason}
+            log.warning("device %s: its update of round %d was rejected: %s", device, offer.round, reason, extra=more)
         else:
             self.journal.accept(device, offer, payload, number, held)
             self.latest[device] = offer.metrics
+        self.tally.judged(reason)
         self._do(self.core.accepted(device, offer, reason))
 
     def _collect(self, device: str, data: bytes) -> None:

@@ -18,6 +18,7 @@ from edge_runtime.coordinator.run import Run, describe, prepare
 from edge_runtime.coordinator.serve import Inbox, TopicPost, serve
 from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.coordinator.simulate import Scene, simulate
+from edge_runtime.coordinator.tally import Tally
 from edge_runtime.errors import ConfigError
 from edge_runtime.files import write_atomic
 from edge_runtime.link import Link
@@ -73,11 +74,14 @@ def over_mqtt(
         journal.set("link", json.dumps(dataclasses.asdict(dataclasses.replace(link, password=None))))
         inbox = Inbox(transport, run.config.fleet)
         plan = run.plan(run_id, journal.next_epoch())
-        coordinator = Coordinator(plan, run, journal, TopicPost(run.config.fleet, transport, gate), gate)
+        tally = Tally(traffic=transport.traffic)
+        post = TopicPost(run.config.fleet, transport, gate, tally)
+        coordinator = Coordinator(plan, run, journal, post, gate, tally)
         inbox.start()
 
         def turn(coordinator: Coordinator) -> None:
             beat(transport.alive())
+            tally.lost = inbox.lost
             watch(coordinator)
 
         serve(coordinator, inbox, transport, run.deadline_s, turn)

@@ -1,5 +1,8 @@
 """The end of a run in the terminal: what `report.json` says, as one table."""
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 from rich.table import Table
 
 from edge_runtime.coordinator import units
@@ -41,6 +44,39 @@ def summary_table(report: Report) -> Table:
     notes = [f"accuracy of the personal models: {gain}" for gain in gains]
     promised = [report["privacy"]] if report["privacy"] else []
     table.caption = "; ".join([*notes, *_rejections(report), *_refusals(report), *promised]) or None
+    return table
+
+
+def comparison_table(report: Report) -> Table:
+    """Lay out two runs beside each other, with the time that they took."""
+    table = summary_table(report)
+    (name, other), own = next(iter(report["baselines"].items())), report["summary"]["times"]
+    table.title = f"{report['algorithm']} and {name}"
+    table.rows[-1].end_section = True
+    for label, key in (("training per round", "wall_s"), ("CPU per round", "cpu_s")):
+        table.add_row(label, *_spans(own[key], other["summary"]["times"][key]))
+    ours, theirs = report["times"]["wall_s"], other["times"]["wall_s"]
+    table.add_row("the whole run", units.duration(ours), "", units.duration(theirs), "", _times_less(ours, theirs))
+    return table
+
+
+def _spans(ours: dict[str, float | None], theirs: dict[str, float | None]) -> Iterator[str]:
+    for stats in (ours, theirs):
+        yield units.duration(stats["mean"])
+        known = stats["mean"] is not None
+        yield f"{units.duration(stats['p10'])} – {units.duration(stats['p90'])}" if known else ""
+    yield _times_less(ours["mean"], theirs["mean"])
+
+
+def _times_less(ours: float | None, theirs: float | None) -> str:
+    return units.times_less(ours / theirs if ours is not None and theirs else None)
+
+
+def difference_table(differences: Sequence[tuple[str, Any, Any]], names: tuple[str, str]) -> Table:
+    """List settings that differ between two runs."""
+    table = Table("setting", *names, title="settings that differ")
+    for key, ours, theirs in differences:
+        table.add_row(key, *("–" if value is None else str(value) for value in (ours, theirs)))
     return table
 
 

@@ -10,6 +10,7 @@ The shared model has no coding of so many bits, and posteriors have no steps: th
 loses is kept on its device and added to the next (error feedback), unless a run says otherwise.
 """
 
+import difflib
 import math
 from dataclasses import dataclass
 
@@ -67,7 +68,10 @@ def parse(text: str, where: str) -> Coding:
         return Coding(kind, amount)
     if kind == "bits" and amount in range(1, 9):
         return Coding(kind, amount)
-    raise ConfigError(f"{where}: {text!r} is none of lossless, bf16, step:0.015625 to step:16, bits:1 to bits:8")
+    near = difflib.get_close_matches(kind, ("lossless", "bf16", "step", "bits"), 1)
+    offer = f"; did you mean {near[0] + colon + number!r}?" if near and near[0] != kind else ""
+    known = "lossless, bf16, step:0.015625 to step:16, bits:1 to bits:8"
+    raise ConfigError(f"{where}: {text!r} is none of {known}{offer}")
 
 
 def suits(coding: Coding, model: bool) -> bool:

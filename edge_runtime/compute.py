@@ -3,6 +3,7 @@
 import importlib.util
 from dataclasses import dataclass
 
+from edge_runtime import config
 from edge_runtime.errors import ConfigError
 
 NAMES = ("auto", "onnx", "torch", "numpy", "ort_training")
@@ -30,9 +31,9 @@ class Compute:
     def __post_init__(self) -> None:
         """Check every field."""
         if self.backend not in NAMES:
-            raise ConfigError(f"backend: {self.backend!r} is unknown (known: {', '.join(NAMES)})")
+            raise ConfigError(f"backend: {self.backend!r} is unknown{config.nearest(self.backend, NAMES)}")
         if self.device not in DEVICES:
-            raise ConfigError(f"device: {self.device!r} is unknown (known: {', '.join(DEVICES)})")
+            raise ConfigError(f"device: {self.device!r} is unknown{config.nearest(self.device, DEVICES)}")
         if self.memory_mb < 0:
             raise ConfigError(f"memory-mb must be 0 (what is free) or more, not {self.memory_mb}")
         if self.threads < 1:

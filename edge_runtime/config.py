@@ -5,6 +5,7 @@ Keys are kebab-case and stand for the dataclass's fields. A `Config` checks its 
 
 import dataclasses
 import difflib
+import itertools
 import os
 import tomllib
 import typing
@@ -17,6 +18,8 @@ from edge_runtime.errors import ConfigError
 C = TypeVar("C")
 BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """What the libraries under numpy read, when they are loaded, as their number of threads."""
+_MOST_NAMES = 10_000
+"""Of a folder that are looked at for the nearest one."""
 
 
 def build(kind: type[C], table: Mapping[str, Any], where: str) -> C:
@@ -25,13 +28,12 @@ def build(kind: type[C], table: Mapping[str, Any], where: str) -> C:
     Raises:
         ConfigError: an unknown key (with the nearest one), a value of the wrong type, or out of range.
     """
+    check_keys(kind, table, where)
     hints = typing.get_type_hints(kind)
     fields = {field.name.replace("_", "-"): field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values = {}
     for key, value in table.items():
         name = key.replace("_", "-")
-        if name not in fields:
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(name, fields)}")
         values[fields[name].name] = _convert(value, hints[fields[name].name], f"{where}: {name}")
     missing = [
         name
@@ -43,11 +45,40 @@ def build(kind: type[C], table: Mapping[str, Any], where: str) -> C:
     return kind(**values)
 
 
+def check_keys(kind: type[Any], table: Mapping[str, Any], where: str) -> None:
+    """Refuse a key that a `kind` has not.
+
+    Raises:
+        ConfigError: with the nearest key.
+    """
+    fields = [field.name.replace("_", "-") for field in dataclasses.fields(kind)]
+    for key in table:
+        if key.replace("_", "-") not in fields:
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest(key.replace('_', '-'), fields)}")
+
+
 def nearest(name: str, known: typing.Iterable[str]) -> str:
     """Offer the nearest known name, as the end of an error message."""
-    names = list(known)
-    near = difflib.get_close_matches(name, names, 1)
-    return f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(sorted(names))})"
+    names = {one.lower(): one for one in known}
+    near = [names[one] for one in difflib.get_close_matches(name.lower(), names, 1)]
+    return f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(sorted(names.values()))})"
+
+
+def nearest_path(path: Path) -> str:
+    """Offer the nearest path that is there, as the end of an error message; nothing where none is near."""
+    try:
+        there = next(above for above in path.parents if above.is_dir())
+        missing = path.relative_to(there).parts
+        names = [found.name for found in itertools.islice(there.iterdir(), _MOST_NAMES)]
+    except (OSError, StopIteration, ValueError):
+        return ""
+    near = difflib.get_close_matches(missing[0], names, 1) if missing and not path.exists() else []
+    return f"; did you mean '{there.joinpath(near[0], *missing[1:])}'?" if near else ""
+
+
+def unreadable(path: Path, error: OSError) -> ConfigError:
+    """Make the error of a file that a person named, and that cannot be read."""
+    return ConfigError(f"{path}: cannot be read: {error.strerror or error}{nearest_path(path)}")
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
@@ -79,8 +110,10 @@ def read(path: Path, tables: typing.Iterable[str]) -> dict[str, dict[str, Any]]:
     """
     try:
         record = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     known = list(tables)
@@ -126,6 +159,21 @@ def _value(text: str) -> Any:
 def environment(threads: int) -> dict[str, str]:
     """Give this process's environment to a child whose BLAS is to have so many threads, whatever was set before."""
     return {**os.environ, **dict.fromkeys(BLAS_THREADS, str(threads)), "ORT_DISABLE_TELEMETRY": "1"}
+
+
+def settle_environment(threads: int) -> None:
+    """Set what libraries read when they are loaded, here or in a child: threads, unless set already, and no telemetry.
+
+    onnxruntime would report to its maker, and leave a file in TMPDIR, from when it is imported.
+    """
+    for name in BLAS_THREADS:
+        os.environ.setdefault(name, str(threads))
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+
+def asked_by_shell() -> bool:
+    """Say whether a shell started this process to learn how a command line may go on (argcomplete's convention)."""
+    return "_ARGCOMPLETE" in os.environ
 
 
 def service_manager() -> tuple[str, float]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_runtime import config
 from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.files import sync_folder, write_atomic
 from edge_runtime.link import NO_CHECK_TIME
@@ -230,7 +231,8 @@ def _read(path: Path, limit_bytes: int = MAX_FILE_BYTES) -> bytes:
         with path.open("rb") as file:
             data = file.read(limit_bytes + 1)
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: is not there: enrol this device with `edge-agent enroll FILE`") from error
+        near = config.nearest_path(path) or ": `edge-coordinator device enroll ID` makes it"
+        raise ConfigError(f"{path}: is not there{near}") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     if not 0 < len(data) <= limit_bytes:

@@ -8,8 +8,10 @@ import socket
 import ssl
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from edge_runtime import config
 from edge_runtime.errors import ConfigError
 from edge_runtime.quota import ANY, Quota
 
@@ -116,8 +118,12 @@ def tls_context(link: Link) -> ssl.SSLContext | None:
         if link.cert is not None:
             context.load_cert_chain(link.cert, link.key, password=_no_password)
     except OSError as error:
-        files = ", ".join(name for name in (link.cafile, link.cert, link.key) if name)
-        raise ConfigError(f"TLS cannot be set up from {files}: {error.strerror or error}") from error
+        files = [name for name in (link.cafile, link.cert, link.key) if name]
+        for path in map(Path, files):
+            if not path.exists():
+                near = config.nearest_path(path)
+                raise ConfigError(f"TLS cannot be set up from {path}: {error.strerror}{near}") from error
+        raise ConfigError(f"TLS cannot be set up from {', '.join(files)}: {error.strerror or error}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime import config, identity
+from edge_runtime.command_line import add_command, add_host, whole
 from edge_runtime.errors import ConfigError
 from edge_runtime.files import write_atomic
 from edge_runtime.identity import Identity
@@ -25,17 +26,21 @@ _ENROLL_EXAMPLES = """examples:
 
 def add_link(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a connection to a broker, named as mosquitto_pub names them."""
-    group = parser.add_argument_group("broker", "what an identity (`edge-agent enroll`) says already can be left out")
-    group.add_argument("-h", "--host", help=f"broker's host (default {_HOST})")
-    group.add_argument("-p", "--port", type=int, help=f"broker's port (default {_PORT})")
-    group.add_argument("-u", "--username", help="user name at the broker")
+    known = "what an identity (`edge-agent enroll`) says already can be left out"
+    group = add_host(parser, "broker", known, meaning=f"broker's host (default {_HOST})")
+    group.add_argument(
+        "-p", "--port", type=whole(1, 65_535), metavar="N", help=f"broker's port (default {_PORT}; with TLS often 8883)"
+    )
+    group.add_argument("-u", "--username", metavar="NAME", help="user name at the broker")
     group.add_argument("-P", "--password-file", type=Path, metavar="FILE", help="file that holds the password")
-    group.add_argument("--cafile", type=Path, help="certificates that the broker's must be signed by: turns TLS on")
-    group.add_argument("--cert", type=Path, help="certificate of this device")
-    group.add_argument("--key", type=Path, help="private key of this device")
+    group.add_argument(
+        "--cafile", type=Path, metavar="FILE", help="certificates that the broker's must be signed by: turns TLS on"
+    )
+    group.add_argument("--cert", type=Path, metavar="FILE", help="certificate of this device")
+    group.add_argument("--key", type=Path, metavar="FILE", help="private key of this device")
     group.add_argument("--insecure", action="store_true", help="speak in clear with a broker on another machine")
     group.add_argument("--profile", choices=("aws",), help="keep to what AWS IoT lets a client publish in a second")
-    group.add_argument("--fleet", help=f"name of the fleet (default: {FLEET})")
+    group.add_argument("--fleet", metavar="NAME", help=f"name of the fleet (default: {FLEET})")
 
 
 def add_identity(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +57,10 @@ def link(options: argparse.Namespace, client_id: str, who: Identity | None = Non
     """
     try:
         password = options.password_file.read_text().strip() if options.password_file else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--password-file {options.password_file}: cannot be read: {error}") from error
+    except OSError as error:
+        raise config.unreadable(options.password_file, error) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--password-file {options.password_file}: no text: {error}") from error
     host = options.host or (who and who.host) or _HOST
     port = options.port if options.port is not None else (who and who.port) or _PORT
     settings: dict[str, Any] = {"username": options.username, "password": password, "insecure": options.insecure}
@@ -106,23 +113,16 @@ def _installed(bundle: Path) -> Identity:
     return identity.load(folder) if identity.holds(folder, bundle) else identity.install(bundle, folder)
 
 
-def add_enroll(commands: Any, examples: str) -> None:
+def add_enroll(commands: Any) -> None:
     """Add `edge-agent enroll`."""
-    enroll = commands.add_parser(
-        "enroll",
-        help="become a member of a fleet",
-        description="Take in what `edge-coordinator device enroll` made for this device.",
-        epilog=_ENROLL_EXAMPLES + examples,
-    )
-    enroll.set_defaults(command=_enroll)
+    summary = "Become a member of a fleet, by what `edge-coordinator device enroll` made"
+    enroll = add_command(commands, "enroll", summary, _ENROLL_EXAMPLES, _enroll)
     what = enroll.add_mutually_exclusive_group(required=True)
     what.add_argument("bundle", type=Path, nargs="?", metavar="FILE", help="what was made for this device")
     what.add_argument(
         "--request", metavar="ID", help="make the key here, and ID.csr: for `edge-coordinator device enroll --request`"
     )
     enroll.add_argument("--identity", type=Path, metavar="DIR", help="where to keep it (default: with what else lasts)")
-    enroll.add_argument("--verbose", action="store_true", help="say more on stderr")
-    enroll.set_defaults(threads=1)
 
 
 def _enroll(options: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime import backends, bundle, inference, losses, models, personal
+from edge_runtime import backends, bundle, config, inference, losses, models, personal
 from edge_runtime.algorithm import Fitted
 from edge_runtime.compute import Compute
 from edge_runtime.errors import ConfigError, DecodeError, EdgeError
@@ -138,7 +138,8 @@ def _load(path: Path, compute: Compute) -> Loaded:
         graphs = bundle.unpack(card.bundle) if card.bundle else None
         model = backends.load(compute, card.name, graphs, card.cut)
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no personal model yet; it comes with this device's first round") from error
+        near = config.nearest_path(path) or "; it comes with this device's first round"
+        raise ConfigError(f"{path}: no personal model yet{near}") from error
     except (DecodeError, OSError) as error:
         raise ConfigError(f"{path}: cannot be served: {error}") from error
     if model.layout != card.layout:

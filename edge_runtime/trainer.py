@@ -32,6 +32,7 @@ from edge_runtime import (
     data,
     importance,
     inference,
+    logs,
     models,
     narrow,
     needs,
@@ -385,7 +386,7 @@ def main() -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
 
-    logging.basicConfig(level=logging.WARNING, format="trainer: %(message)s")
+    logs.start("trainer", "json" if sys.argv[1:] == ["json"] else "text", "warning")
     give_back_freed_memory()
     serve(sys.stdin.buffer.readline, write)
 

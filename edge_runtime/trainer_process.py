@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edge_runtime import logs
 from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.message import Task
 from edge_runtime.processes import die_with_parent
@@ -91,7 +92,7 @@ class ProcessTrainer:
     def _spawn(self) -> subprocess.Popen[bytes]:
         try:
             return subprocess.Popen(
-                [sys.executable, "-m", "edge_runtime.trainer"],
+                [sys.executable, "-m", "edge_runtime.trainer", *(["json"] if logs.as_json() else [])],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C is for the agent, which then ends its trainer

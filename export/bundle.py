@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edge_runtime import bundle, cli, config, data, narrow
+from edge_runtime import bundle, config, data, flags, narrow
 from edge_runtime.backends import torch as torch_backend
 from edge_runtime.bundle import Bundle
 from edge_runtime.compression import submodel
@@ -185,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", action="store_true")
-    cli.add_data(parser)
+    flags.add_data(parser)
     parser.set_defaults(data=None)
     return parser
 
@@ -219,7 +219,7 @@ def _knob(text: str) -> graphs.Knob:
 def _split(options: argparse.Namespace) -> Split | None:
     if options.data is None:
         return None
-    return data.load(config.build(DataConfig, cli.data_table(options), "data"), config.cache_folder())
+    return data.load(config.build(DataConfig, flags.data_table(options), "data"), config.cache_folder())
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime import __version__, bundle, cli, losses, personal
+from edge_runtime import __version__, bundle, command_line, flags, losses, personal
 from edge_runtime.bundle import FORWARD, Bundle
 from edge_runtime.errors import ConfigError, DecodeError, EdgeError
 from edge_runtime.export import inference, int8, manifest, program, storage, trial
@@ -208,7 +208,7 @@ def record(model: Personal, graphs: Bundle, report: Report, digest: str, options
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.Parser("python -m edge_runtime.export.compressed", description=(__doc__ or "").split("\n")[0])
+    parser = command_line.Parser("python -m edge_runtime.export.compressed", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("personal", type=Path, metavar="PERSONAL.bin")
     parser.add_argument("--format", choices=FORMS, default="auto", help="default: what the model's compression is")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.onnx", help="FILE.json is its signed manifest")
@@ -220,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
         help="int8: activations too, in the ranges of N training samples",
     )
     parser.add_argument("--json", action="store_true", help="for scripts")
-    cli.add_data(parser)
+    flags.add_data(parser)
     parser.set_defaults(data=None)
     return parser
 

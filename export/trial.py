@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime import backends, cli, config, data
+from edge_runtime import backends, config, data, flags
 from edge_runtime.bundle import Bundle
 from edge_runtime.compute import Compute
 from edge_runtime.datasets import folder
@@ -65,7 +65,7 @@ def read_samples(options: argparse.Namespace, graphs: Bundle) -> Samples | None:
         found = folder.seed_set(Path(options.data))
         samples = Samples(found.x[: options.calibrate], found.x, found.y)
     else:
-        settings = config.build(data.DataConfig, cli.data_table(options), "data")
+        settings = config.build(data.DataConfig, flags.data_table(options), "data")
         split = data.load(settings, config.cache_folder())
         samples = Samples(split.x_train[: options.calibrate], split.x_test, split.y_test)
     if samples.x.shape[1:] != graphs.input_shape or str(samples.x.dtype) != graphs.input_type:

@@ -109,7 +109,7 @@ def test_the_table_has_a_line_for_each_backend() -> None:
         (("--backend", "tensorflow"), "'tensorflow' is unknown"),
         (("--accelerator", "tpu"), "'tpu' is unknown"),
         (("--batch", "0"), "batch must be 1 or more, not 0"),
-        (("--batch", "many"), "invalid int value: 'many'"),
+        (("--batch", "many"), "--batch must be a whole number, not 'many'"),
         (("--steps", "0"), "steps must be 1 or more, not 0"),
         (("--density", "1e-5"), "no active weight; raise it"),
         (("--density", "0"), "density must be above 0 and at most 1, not 0"),

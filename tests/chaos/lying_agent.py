@@ -15,7 +15,7 @@ from typing import Any
 
 from edge_runtime import algorithm, models, wire
 from edge_runtime.agent import Agent
-from edge_runtime.cli import until_signal
+from edge_runtime.command_line import until_signal
 from edge_runtime.coordinator.adversary import LABEL_FLIP, Adversary, crafted
 from edge_runtime.files import write_atomic
 from edge_runtime.link import Link

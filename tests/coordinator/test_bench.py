@@ -185,10 +185,9 @@ def test_real_measurements_become_json_with_progress_on_stderr(kind: str) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "the following arguments are required: COMMAND"),
-        (("speed",), "invalid choice: 'speed'"),
+        (("speed",), "unknown command 'speed'"),
         (("step", "--repeats", "0"), "--repeats must be 1 or more, not 0"),
-        (("memory", "--repeats", "2"), "unrecognized arguments: --repeats 2"),
+        (("memory", "--repeats", "2"), "unknown flag '--repeats'"),
         (("step", "--model", "lenett"), "did you mean 'lenet'"),
         (("memory", "--backend", "tensorflow"), "'tensorflow' is unknown"),
         (("memory", "--batch", "0"), "batch must be 1 or more, not 0"),

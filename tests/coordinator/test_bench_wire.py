@@ -210,7 +210,7 @@ def test_the_table_says_where_a_bar_is_missed(monkeypatch: pytest.MonkeyPatch) -
         (("--model", "linear", "--bits", "0"), "--bits must be from 1 to 8, not 0"),
         (("--model", "linear", "--bits", "9"), "bits must be at least 0 and at most 8"),
         (("--model", "linear", "--epochs", "0"), "--epochs must be above 0, not 0"),
-        (("--bars",), "unrecognized arguments: --bars"),
+        (("--bars",), "unknown flag '--bars'"),
     ],
 )
 def test_a_wrong_flag_is_one_line(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
