@@ -41,7 +41,7 @@ aarch64: $(VENV)/.test-stamp ## see whether an emulated aarch64 reads the same f
 	@PYTHON=$(BIN)/python exec .ci/aarch64.sh
 
 docs: $(VENV)/.docs-stamp ## build the documentation as a site that needs no network, in build/docs
-	@exec $(BIN)/python -m mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml $(ARGS)
+	@NO_MKDOCS_2_WARNING=1 exec $(BIN)/python -m mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml $(ARGS)
 
 format: $(VENV)/.test-stamp ## format the code
 	@$(BIN)/ruff format $(SOURCES)

@@ -175,6 +175,8 @@ def stand_in_fault(shown: str, run: str) -> str:
 
 def _difference(one: list[str], other: list[str]) -> str:
     wanted, there = (vars(PARSERS[words[0]]().parse_args(words[1:])) for words in (one, other))
+    if wanted["command"] != there["command"]:
+        return "another command stands in for it"
     for key in sorted(wanted.keys() | there.keys()):
         values = [_unsized(key, options.get(key)) for options in (wanted, there)]
         if values[0] != values[1]:

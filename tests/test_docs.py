@@ -226,7 +226,7 @@ def test_a_wrong_command_is_found(command: str, words: str) -> None:
         ("edge-coordinator simulate --rounds 20", "edge-coordinator simulate --rounds 2 --parts 3", ""),
         ("edge-coordinator simulate", "edge-coordinator simulate --set run.rounds=2", ""),
         ("edge-coordinator simulate", "edge-coordinator simulate --algorithm quped", "algorithm"),
-        ("edge-coordinator simulate", "edge-coordinator demo", "differs in command"),
+        ("edge-coordinator simulate", "edge-coordinator demo", "another command"),
         ("edge-coordinator simulate", "edge-coordinator simulate --set algorithm.density=0.1", "differs in set"),
         ("ls\nls", "ls", "1 commands stand in for 2"),
     ],

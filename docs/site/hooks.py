@@ -8,6 +8,7 @@ from typing import Any
 
 from latex2mathml import converter
 from mkdocs.exceptions import PluginError
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +28,7 @@ _FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*
 _FETCHED = re.compile(r'<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)="(?:https?:)?//[^"]*"')
 
 
+@event_priority(100)  # before mkdocstrings looks for the package
 def on_config(config: Any) -> Any:
     """Leave pages out of the navigation that are not there yet, and lay the package out as it is installed."""
     config.nav = _there(config.nav, Path(config.docs_dir))
