@@ -98,11 +98,14 @@ def _target(path: Path, text: str) -> str:
     return f"{_module(path)}.{name}" if told and not own.startswith("_") else _module(path)
 
 
-def on_page_content(content: str, **_: Any) -> str:
+def on_page_content(content: str, page: Any, **_: Any) -> str:
     """Turn formulas into MathML, which browsers draw by themselves."""
 
     def formula(found: re.Match[str]) -> str:
-        return converter.convert(html.unescape(found[2]), display="inline" if found[1] == "span" else "block")
+        drawn = converter.convert(html.unescape(found[2]), display="inline" if found[1] == "span" else "block")
+        if unknown := re.search(r">(\\\w+)<", drawn):
+            raise PluginError(f"{page.file.src_uri}: {unknown[1]} is not drawn; write the formula with another command")
+        return drawn
 
     return _FORMULA.sub(formula, content)
 
