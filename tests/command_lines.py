@@ -21,11 +21,36 @@ from tests.pages import ROOT
 
 PARSERS = {"edge-agent": cli._parser, "edge-coordinator": coordinator_cli._parser}
 TABLES = ("run", "algorithm", "data", "variant")
-SIZES = {"rounds", "parts", "samples", "test_samples", "steps", "batch", "repeats", "seeds", "epochs", "labels_per_class"}
+SIZES = {
+    "rounds",
+    "parts",
+    "samples",
+    "test_samples",
+    "steps",
+    "batch",
+    "repeats",
+    "seeds",
+    "epochs",
+    "labels_per_class",
+}
 SIZES |= {"quick", "no_baseline", "model", "scenario", "case"}
 """What a stand-in for a command may have other than it: flags by their names in the parser's result."""
-SIZE_KEYS = ("run.rounds", "run.devices", "run.cohort", "run.seed-samples", "run.deadline-s", "data.parts", "data.samples")
-SIZE_KEYS += ("data.labels-per-class", "data.test-samples", "algorithm.local-steps", "algorithm.local-epochs", "run.model")
+SIZE_KEYS = (
+    "run.rounds",
+    "run.devices",
+    "run.cohort",
+    "run.seed-samples",
+    "run.deadline-s",
+    "data.parts",
+    "data.samples",
+)
+SIZE_KEYS += (
+    "data.labels-per-class",
+    "data.test-samples",
+    "algorithm.local-steps",
+    "algorithm.local-epochs",
+    "run.model",
+)
 SEEDS = SeedSet(np.zeros((8, 6, 100), np.float32), np.zeros(8, np.int64), tuple("abcdefg"))
 _OPERATORS = re.compile(r"[();<>|&]+")
 _PLACEHOLDER = "..."

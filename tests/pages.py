@@ -256,7 +256,9 @@ class Terminal:
 
     def _said(self) -> str:
         """Give the last words of all that was run."""
-        last = {log.name: log.read_text(errors="replace").splitlines()[-20:] for log in sorted(self._logs.glob("*.log"))}
+        last = {
+            log.name: log.read_text(errors="replace").splitlines()[-20:] for log in sorted(self._logs.glob("*.log"))
+        }
         return "\n".join(line for name, lines in last.items() for line in (f"--- {name}", *lines))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Every command and every block of code in the documentation does what the page says; README.md of this folder says how."""
+"""Commands and code in the documentation do what the page says; README.md of this folder says how they are run."""
 
 import importlib
 import inspect
@@ -187,20 +187,8 @@ def _defines(file: Path, name: str) -> bool:
 
 
 def test_a_page_is_refused_that_hides_a_command_or_a_reason() -> None:
-    text = "\n".join([
-        "```",
-        "ls",
-        "```",
-        "",
-        "    edge-agent profile",
-        "",
-        "<!-- not run: -->",
-        "```bash",
-        "edge-agent profile",
-        "```",
-        "<!-- not run: it is about to snow -->",
-        "It is.",
-    ])
+    hidden = "```\nls\n```\n\n    edge-agent profile\n\n<!-- not run: -->\n```bash\nedge-agent profile\n```\n"
+    text = f"{hidden}<!-- not run: it is about to snow -->\nIt is.\n"
     faults = pages.parse("page.md", text).faults
     assert [fault.split(":")[1] for fault in faults] == ["1", "5", "8", "11"]
 
@@ -238,8 +226,8 @@ def test_a_stand_in_may_be_smaller_and_nothing_else(shown: str, run: str, words:
 
 
 def test_what_a_page_has_started_ends_with_it(tmp_path: Path, network: tuple[str, ...]) -> None:
-    text = "<!-- in another terminal -->\n```bash\necho here; sleep 1000 & sleep 1000\n```\n```bash\necho $$ > shell\n```\n"
-    page = pages.parse("page.md", text)
+    beside = "<!-- in another terminal: here -->\n```bash\necho here; sleep 1000 & sleep 1000\n```\n"
+    page = pages.parse("page.md", f"{beside}```bash\nsleep 1000 &\n```\n")
     assert page.faults == ()
     terminal = pages.Terminal(tmp_path, tmp_path, network)
     for block in page.blocks:

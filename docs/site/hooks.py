@@ -1,4 +1,4 @@
-"""What the site needs beside Markdown: formulas as MathML, links to source, pages of the API; nothing from a network."""
+"""What the site needs beside Markdown: formulas as MathML, links to source, pages of the API; and no network."""
 
 import html
 import re
