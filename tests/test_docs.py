@@ -1,9 +1,11 @@
 """Commands and code in the documentation do what the page says; README.md of this folder says how they are run."""
 
+import fcntl
 import importlib
 import inspect
 import json
 import re
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,10 +47,13 @@ def network() -> Iterator[tuple[str, ...]]:
 @pytest.fixture
 def terminal(tmp_path: Path, network: tuple[str, ...]) -> Iterator[pages.Terminal]:
     made = pages.Terminal(tmp_path, config.cache_folder().parent, network)
-    try:
-        yield made
-    finally:
-        made.close()
+    with (Path(tempfile.gettempdir()) / "edge-runtime-pages.lock").open("w") as lock:
+        if not network:  # of two pages that start a broker only one would get its port
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield made
+        finally:
+            made.close()
 
 
 @pytest.mark.slow
@@ -134,6 +139,17 @@ def test_tables_of_settings_have_every_key_and_its_default(name: str) -> None:
         own = [field for field in inspect.get_annotations(known) if field in known.__dataclass_fields__]
         told = [[cell.strip().strip("`") for cell in row.split("|")[1:3]] for row in found[2].splitlines()[2:]]
         assert told == [[field.replace("_", "-"), _shown(getattr(known, field))] for field in own], found[1]
+
+
+_MESSAGE = re.compile(r"^\| \[`(Down|Up)`\]\(\S+/(\w+)\.py\) \| ([^|]+) \|", re.MULTILINE)
+
+
+def test_tables_of_messages_have_their_fields() -> None:
+    found = [row for name in PAGES for row in _MESSAGE.finditer((ROOT / name).read_text())]
+    assert len(found) >= 10
+    for kind, module, fields in (row.groups() for row in found):
+        message = getattr(importlib.import_module(f"edge_runtime.algorithms.{module}"), kind)
+        assert re.findall(r"`(\w+)`", fields) == list(message.__dataclass_fields__), (module, kind)
 
 
 def _shown(default: object) -> str:
