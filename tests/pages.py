@@ -303,3 +303,14 @@ def network() -> Iterator[tuple[str, ...]]:
             yield ("nsenter", f"--net=/proc/{holder.pid}/ns/net", "--") if made else ()
         finally:
             holder.kill()
+
+
+def main() -> None:
+    """Print what is not run as it stands, and why."""
+    for block in (block for name in names() for block in read(name).blocks):
+        if block.note and block.note.kind != BESIDE:
+            print(f"{block.where}: {block.note.kind}: {' '.join(block.note.text.split())}")
+
+
+if __name__ == "__main__":
+    main()

@@ -107,6 +107,17 @@ def test_what_is_run_instead_of_a_block_differs_from_it_in_size_alone() -> None:
     assert found == []
 
 
+def test_a_test_that_is_said_to_run_a_block_names_its_commands() -> None:
+    found = [
+        f"{block.where}: {block.note.text} does not name {words[1]!r}"
+        for block in blocks("bash", "console")
+        if block.note and block.note.kind == pages.RUN_BY
+        for words in commands(block)
+        if words[0] in command_lines.PARSERS and words[1] not in (ROOT / block.note.text).read_text()
+    ]
+    assert found == []
+
+
 def test_settings_are_such_that_a_run_can_have_them(tmp_path: Path) -> None:
     found = []
     for block in blocks("toml"):
