@@ -8,7 +8,7 @@ install = PYTHONWARNINGS=ignore $(1)/bin/python -m pip --disable-pip-version-che
 PIP := $(call install,$(VENV))
 # onnxruntime-training shares its import name with onnxruntime, so its tests have an environment of their own.
 ORT_TRAINING := $(VENV)/ort-training
-SOURCES := edge_runtime coordinator compression export devices tests .ci
+SOURCES := edge_runtime coordinator compression export devices tests docs/site .ci
 
 # A device trains on one core, so the tests do too (and parallel tests would fight over the cores).
 test: export OMP_NUM_THREADS = 1
@@ -16,7 +16,7 @@ test: export OPENBLAS_NUM_THREADS = 1
 test: export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz chaos aarch64 format lint types wheel check-wheels clean
+.PHONY: help demo test fuzz chaos aarch64 docs format lint types wheel check-wheels clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -39,6 +39,9 @@ chaos: $(VENV)/.test-stamp ## fill in the scorecard of reliability and security 
 
 aarch64: $(VENV)/.test-stamp ## see whether an emulated aarch64 reads the same from what is coded here
 	@PYTHON=$(BIN)/python exec .ci/aarch64.sh
+
+docs: $(VENV)/.docs-stamp ## build the documentation as a site that needs no network, in build/docs
+	@NO_MKDOCS_2_WARNING=1 exec $(BIN)/python -m mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml $(ARGS)
 
 format: $(VENV)/.test-stamp ## format the code
 	@$(BIN)/ruff format $(SOURCES)
@@ -77,6 +80,11 @@ $(VENV)/.test-stamp: $(VENV)/.demo-stamp
 	@echo 'Installing the test tools and torch into $(VENV) (once; a few minutes) ...'
 	@$(PIP) "$$(grep '^torch==' constraints.txt)"
 	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.docs-stamp: $(VENV)/.demo-stamp
+	@echo 'Installing what makes the documentation into $(VENV) (once; half a minute) ...'
+	@$(PIP) --no-build-isolation --editable '.[docs]'
 	@touch $@
 
 $(ORT_TRAINING)/.stamp: $(VENV)/.test-stamp

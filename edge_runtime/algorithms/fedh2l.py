@@ -1,6 +1,6 @@
 """FedH2L: devices with models of their own architecture teach each other through what they say of a common seed set.
 
-Li, Hospedales, Gong, Yang, "FedH2L: federated learning with model and statistical heterogeneity" (arXiv 2101.11296).
+Li, Zhou et al., "FedH2L: federated learning with model and statistical heterogeneity" (arXiv 2101.11296).
 Device p has private data of a domain of its own, and a model theta_p of an architecture of its own; S is a small set of
 labelled samples that all know. What p says of S are its posteriors pi_p = softmax(h_p(S; theta_p)), |S| x C of them.
 The paper's round is, with eta and eta_m the learning rates and b batches,
