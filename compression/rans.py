@@ -1,6 +1,7 @@
 """The coder under `entropy.py`, where its format is described: rANS in many lanes that numpy moves all at once."""
 
 import bisect
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ _LOW = 1 << 16
 _BLOCK = 1 << 15
 _LOG_FEW_SLOTS = 16
 
+_FEW_LANES = 8
+"""Up to here Python's own integers are faster than a row of numpy's."""
+
 # Making an array of an int takes numpy as long as moving 256 lanes.
 _LOWEST, _SIXTEEN = np.array(_LOW), np.array(16)
 
@@ -33,6 +37,11 @@ class Tables:
         self.frequencies = frequencies.ravel()
         self.starts = (np.cumsum(frequencies, axis=1) - frequencies).ravel()
         self.mask, self.shift = np.array((1 << scale) - 1), np.array(scale)
+
+    @functools.cached_property
+    def lists(self) -> tuple[list[int], list[int]]:
+        """Give frequencies and starts as integers of Python's."""
+        return self.frequencies.tolist(), self.starts.tolist()
 
 
 def push(
@@ -116,6 +125,12 @@ class _Words:
         start = len(self._room) - self.size
         self.size -= count
         return self._room[start : start + count]
+
+    def one(self) -> int:
+        if not self.size:
+            raise DecodeError("symbols: they end too early")
+        self.size -= 1
+        return int(self._room[-1 - self.size])
 
 
 def _of(contexts: Contexts, some: slice) -> Ints:
@@ -217,6 +232,8 @@ def _pop_by_slot(tables: Tables) -> PopRows:
     columns = cells % tables.columns
 
     def pop_rows(states: Ints, words: _Words, contexts: Ints) -> Ints:
+        if len(states) <= _FEW_LANES:
+            return _pop_one_by_one(tables, states, words, contexts)
         slots = (contexts << tables.scale).reshape(-1, len(states))
         for row in slots:
             np.bitwise_or(row, states & tables.mask, out=row)
@@ -234,6 +251,8 @@ def _pop_of_two(tables: Tables) -> PopRows:
     """Compare a lane's slot with the border between two symbols: a table of all slots of many contexts is slow."""
 
     def pop_rows(states: Ints, words: _Words, contexts: Ints) -> Ints:
+        if len(states) <= _FEW_LANES:
+            return _pop_one_by_one(tables, states, words, contexts)
         cells = (2 * contexts).reshape(-1, len(states))
         borders = tables.frequencies[cells]
         for row, border in zip(cells, borders, strict=True):
@@ -247,3 +266,24 @@ def _pop_of_two(tables: Tables) -> PopRows:
         return cells.ravel() & 1
 
     return pop_rows
+
+
+def _pop_one_by_one(tables: Tables, states: Ints, words: _Words, contexts: Ints) -> Ints:
+    """Do the same a symbol at a time, the lanes in turns."""
+    scale, mask, columns = tables.scale, int(tables.mask), tables.columns
+    frequencies, starts = tables.lists
+    lanes, symbols = states.tolist(), []
+    count, lane = len(lanes), 0
+    for context in contexts.tolist():
+        first = context * columns
+        state = lanes[lane]
+        slot = state & mask
+        cell = bisect.bisect_right(starts, slot, first, first + columns) - 1
+        state = frequencies[cell] * (state >> scale) + slot - starts[cell]
+        if state < _LOW:
+            state = state << 16 | words.one()
+        lanes[lane] = state
+        symbols.append(cell - first)
+        lane = lane + 1 if lane + 1 < count else 0
+    states[:] = lanes
+    return np.array(symbols, np.int64)
