@@ -49,10 +49,14 @@ class Uploads:
         return [Tell(device, need)] if need else []  # what was asked for is on its way, or `ask` will be called
 
     def recalled(self, device: str, offer: Offer, have: Iterable[int]) -> list[Action]:
-        """Go on after `Recall`: ask for what is missing."""
+        """Go on after `Recall`: ask for what is missing, and is not on its way."""
         incoming = Incoming(offer.blob, have)
         self._incoming[device] = (offer, incoming)
-        return [Accept(device, offer)] if incoming.complete else [Tell(device, incoming.ask(self._window(offer.blob)))]
+        if incoming.complete:
+            return [Accept(device, offer)]
+        if incoming.expect(offer.sent):
+            return []
+        return [Tell(device, incoming.ask(self._window(offer.blob)))]
 
     def take(self, device: str, chunk: Chunk) -> list[Action]:
         """Take a chunk; one that was not asked for gives no action."""

@@ -163,6 +163,8 @@ class Offer:
     phase: str
     blob: Blob
     metrics: dict[str, float] = field(default_factory=dict)
+    sent: int = 0
+    """How many of its chunks, from the first, follow at once without being asked for."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """A blob on its way in: which chunks have come, and what to ask for next.
 
-Driven by the receiver: it asks for a window of chunks, and for the next one once that has come. Pure state, no bytes:
-the caller keeps the data, and says at the start which chunks are here already.
+Driven by the receiver: it asks for a window of chunks, and for the next one once that has come. Only the first few may
+come unasked, behind what announces them. Pure state, no bytes: the caller keeps the data, and says at the start which
+chunks are here already.
 
 Messages of one link overtake each other only when the link is made anew. So when the last chunk of a window has come
 and others of it have not, these are lost, and are asked for at once. Where nothing comes at all for some ticks, only
@@ -40,6 +41,11 @@ class Incoming:
         self._have.add(chunk.index)
         self._silent = 0
         return True
+
+    def expect(self, count: int) -> bool:
+        """Wait for the first so many chunks, which come without being asked for; False if they are all here."""
+        self._asked = set(range(min(count, WINDOW, self.blob.chunks)))
+        return not self._asked <= self._have
 
     def ask(self, window: int = WINDOW) -> Need:
         """Ask for the first chunks that are missing, whether they were asked for before or not."""

@@ -80,7 +80,9 @@ def test_a_result_is_durable_before_it_is_offered() -> None:
     device = core()
     device.handle(TASK)
     actions = device.trained(TASK, UP, {})
-    assert actions == [Remember(Memory("run", 1, 0, "", SETUP.digest, OFFER)), Send(OFFER)]
+    first = [Send(replace(OFFER, sent=1)), SendChunks(UP, (0,))]
+    assert actions == [Remember(Memory("run", 1, 0, "", SETUP.digest, OFFER)), *first]
+    assert device.tick() == [Send(OFFER)]
 
 
 def test_a_pending_result_answers_every_task_until_its_fate_is_known() -> None:
@@ -196,7 +198,11 @@ def test_scores_come_before_the_round_of_their_number_and_change_no_state() -> N
     asked, device = replace(TASK, phase="score"), core()
     scored = Offer("run", 0, "score", UP, {})
     assert device.handle(asked) == [Train(asked)]
-    assert device.trained(asked, UP, {}) == [Remember(Memory("run", 1, -1, "", SETUP.digest, scored)), Send(scored)]
+    remembered, said, _ = device.trained(asked, UP, {})
+    assert (remembered, said) == (
+        Remember(Memory("run", 1, -1, "", SETUP.digest, scored)),
+        Send(replace(scored, sent=1)),
+    )
     assert device.handle(replace(FATE, phase="score")) == [Remember(Memory("run", 1, -1, "", SETUP.digest))]
     held = core(device.memory)
     assert held.handle(TASK) == [Train(TASK)]

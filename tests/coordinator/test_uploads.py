@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from edge_runtime.coordinator.actions import Accept, Keep, Recall, Tell
@@ -42,6 +44,21 @@ def test_of_a_damaged_update_only_what_is_not_good_is_asked_for_again() -> None:
     uploads.take("a", chunk(39))
     assert uploads.damaged("a") == [Recall("a", OFFER)]
     assert uploads.recalled("a", OFFER, set(range(40)) - {7}) == [Tell("a", need(7))]
+
+
+def test_what_follows_an_offer_unasked_is_not_asked_for_and_then_the_rest_is() -> None:
+    uploads, offer = Uploads(lambda: 1), replace(OFFER, sent=2)
+    assert uploads.recalled("a", offer, frozenset()) == []
+    assert uploads.take("a", chunk(0)) == [Keep("a", offer, chunk(0))]
+    assert uploads.take("a", chunk(1)) == [Keep("a", offer, chunk(1)), Tell("a", need(*range(2, 18)))]
+
+
+def test_what_should_have_followed_an_offer_is_asked_for_once_nothing_comes() -> None:
+    uploads = Uploads(lambda: 1)
+    uploads.recalled("a", replace(OFFER, sent=2), frozenset())
+    asked = [action for _ in range(4) for action in uploads.ask("a")]
+    assert asked[0] == Tell("a", need(1))
+    assert uploads.recalled("a", replace(OFFER, sent=2), {0, 1}) == [Tell("a", need(*range(2, 18)))]
 
 
 def test_an_offer_that_is_repeated_asks_for_nothing_twice_unless_the_link_was_made_anew() -> None:
