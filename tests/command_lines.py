@@ -19,7 +19,7 @@ from edge_runtime.errors import ConfigError
 from edge_runtime.seed_set import SeedSet
 from tests.pages import ROOT
 
-PARSERS = {"edge-agent": cli._parser, "edge-coordinator": coordinator_cli._parser}
+PARSERS = {"edge-agent": cli.parser, "edge-coordinator": coordinator_cli.parser}
 TABLES = ("run", "algorithm", "data", "variant")
 SIZES = {
     "rounds",

@@ -48,6 +48,8 @@ def _there(nav: list[Any], docs: Path) -> list[Any]:
         ((title, target),) = item.items() if isinstance(item, dict) else [(None, item)]
         if isinstance(target, list):
             found.append({title: _there(target, docs)})
+        elif target.endswith("/"):
+            found.append({title: [f"{target}{path.name}" for path in sorted((docs / target).glob("*.md"))]})
         elif (docs / target).exists():
             found.append(item)
     return found
