@@ -8,6 +8,7 @@ install = PYTHONWARNINGS=ignore $(1)/bin/python -m pip --disable-pip-version-che
 PIP := $(call install,$(VENV))
 # onnxruntime-training shares its import name with onnxruntime, so its tests have an environment of their own.
 ORT_TRAINING := $(VENV)/ort-training
+MLFLOW := $(VENV)/mlflow
 SOURCES := edge_runtime coordinator compression export devices tests docs/site .ci
 
 # A device trains on one core, so the tests do too (and parallel tests would fight over the cores).
@@ -16,7 +17,7 @@ test: export OPENBLAS_NUM_THREADS = 1
 test: export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz chaos aarch64 docs format lint types wheel check-wheels clean
+.PHONY: help demo test fuzz chaos mlflow aarch64 docs format lint types wheel check-wheels clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -36,6 +37,9 @@ fuzz: $(VENV)/.test-stamp ## throw a million mutated payloads at every decoder (
 
 chaos: $(VENV)/.test-stamp ## fill in the scorecard of reliability and security (ARGS="R2 R7 --part 0.1 --json")
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 exec $(BIN)/python -m tests.chaos $(ARGS)
+
+mlflow: $(MLFLOW)/.stamp ## set up and run the test of MLflow's writer (100 MB)
+	@exec $(MLFLOW)/bin/python -m pytest tests/coordinator/test_tracking.py $(ARGS)
 
 aarch64: $(VENV)/.test-stamp ## see whether an emulated aarch64 reads the same from what is coded here
 	@PYTHON=$(BIN)/python exec .ci/aarch64.sh
@@ -98,6 +102,14 @@ $(ORT_TRAINING)/.stamp: $(VENV)/.test-stamp
 	else \
 	  echo 'onnxruntime-training has no wheels for this machine or Python: the tests that need it are skipped'; \
 	fi
+	@touch $@
+
+$(MLFLOW)/.stamp: $(VENV)/.demo-stamp
+	@mkdir -p $(MLFLOW)
+	@echo 'Installing MLflow into $(MLFLOW) (once; a minute) ...'
+	@$(call create_venv,$(BIN)/python,$(MLFLOW))
+	@$(call install,$(MLFLOW)) setuptools
+	@$(call install,$(MLFLOW)) --no-build-isolation --editable '.[mlflow]' pytest
 	@touch $@
 
 # Debian ships Python without ensurepip; its python3-pip package can stand in for it.

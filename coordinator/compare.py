@@ -12,7 +12,7 @@ def beside(one: Report, other: Report, names: tuple[str, str]) -> Report:
     """Make a report of `one` in which `other` stands as a baseline, by these names, so that it can be shown as one."""
     theirs = against({**other, "algorithm": names[1]}, one["summary"])
     theirs["comparison"]["accuracy_personal_over_shared_points"] = None  # that is for a baseline
-    return {**one, "algorithm": names[0], "baselines": {names[1]: theirs}, "compared": True}
+    return {**one, "algorithm": names[0], "baselines": {names[1]: theirs}, "compared": differences(one, other)}
 
 
 def record(one: Report, other: Report, names: tuple[str, str]) -> dict[str, Any]:

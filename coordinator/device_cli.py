@@ -101,16 +101,17 @@ def _needed(options: argparse.Namespace) -> "Fleet":
 def add_fleet_commands(commands: Any) -> None:
     """Add all of them."""
     what = subcommands(add_group(commands, "fleet", "Make the authority of a fleet", _FLEET_EXAMPLES))
-    init = "Make a fleet: an authority, and certificates of its broker and coordinator"
-    _add_init(_sub(what, "init", init, _INIT_EXAMPLES, _init))
+    summary = "Make a fleet: an authority, and certificates of its broker and coordinator"
+    _add_init(init := _sub(what, "init", summary, _INIT_EXAMPLES, _init))
     hosts = "Make the broker another certificate, for these names and addresses"
     _sub(what, "hosts", hosts, _HOSTS_EXAMPLES, _hosts).add_argument("hosts", nargs="+", metavar="HOST")
     what = subcommands(add_group(commands, "device", "Say which devices belong to the fleet", _DEVICE_EXAMPLES))
-    _add_enroll(_sub(what, "enroll", "Make devices members of the fleet", _ENROLL_EXAMPLES, _enroll))
+    _add_enroll(enroll := _sub(what, "enroll", "Make devices members of the fleet", _ENROLL_EXAMPLES, _enroll))
     listing = _sub(what, "list", "Show which devices were enrolled, and how they stand", _LIST_EXAMPLES, _list)
-    listing.add_argument("--json", action="store_true", help="for scripts")
     revoke = _sub(what, "revoke", "Take devices out of the fleet, for good", _REVOKE_EXAMPLES, _revoke)
     offer(revoke.add_argument("ids", nargs="+", metavar="ID"), _enrolled)
+    for parser in (init, enroll, listing, revoke):
+        parser.add_argument("--json", action="store_true", help="for scripts")
     summary = "Run an MQTT broker on this machine until Ctrl-C"
     _add_broker(_sub(commands, "broker", summary, _BROKER_EXAMPLES, _broker))
     summary = "Write what a Mosquitto needs to be the fleet's broker"
@@ -139,6 +140,10 @@ def _add_init(parser: Any) -> None:
 
 def _init(options: argparse.Namespace) -> None:
     fleet = _create(options)
+    if options.json:
+        made = {"fleet": fleet.name, "folder": str(fleet.folder), "host": fleet.host, "port": fleet.port}
+        sys.stdout.write(json.dumps(made) + "\n")
+        return
     sys.stdout.write(
         f"fleet {fleet.name} in {fleet.folder}, with a broker at {fleet.host}:{fleet.port}. Keep "
         f"{fleet.folder / 'authority'} to yourself: who has it can enrol anybody\n"
@@ -171,7 +176,7 @@ def _add_enroll(parser: Any) -> None:
 
 
 def _enroll(options: argparse.Namespace) -> None:
-    request = _request(options)
+    request, made = _request(options), {}
     if not ((options.fleet_folder or Path("fleet")) / "fleet.toml").exists():
         if not options.host:
             raise ConfigError("there is no fleet yet: say with --host where devices will find its broker")
@@ -184,7 +189,11 @@ def _enroll(options: argparse.Namespace) -> None:
         path = _bundle_path(options, name)
         days: dict[str, int] = {} if options.days is None else {"days": options.days}
         write_atomic(path, fleet.enroll(name, again=options.again, request=request, **days), mode=0o600)
-        sys.stdout.write(f"{path}: carry it to {name}, and there: edge-agent enroll {path.name}\n")
+        made[name] = str(path)
+        if not options.json:
+            sys.stdout.write(f"{path}: carry it to {name}, and there: edge-agent enroll {path.name}\n")
+    if options.json:
+        sys.stdout.write(json.dumps({"fleet": fleet.name, "bundles": made}) + "\n")
 
 
 def _request(options: argparse.Namespace) -> bytes:
@@ -222,7 +231,10 @@ def _revoke(options: argparse.Namespace) -> None:
     fleet = _needed(options)
     for name in options.ids:
         fleet.revoke(name)
-        sys.stdout.write(f"{name} is out of fleet {fleet.name}\n")
+        if not options.json:
+            sys.stdout.write(f"{name} is out of fleet {fleet.name}\n")
+    if options.json:
+        sys.stdout.write(json.dumps({"fleet": fleet.name, "revoked": options.ids}) + "\n")
 
 
 def _add_broker(parser: Any) -> None:

@@ -141,7 +141,7 @@ def _accuracy_against_bytes(axes: "Axes", report: Report) -> None:
 
 def _theirs(report: Report) -> tuple[str, str]:
     """Say which accuracy of the others is drawn: of a baseline the shared model's, of a run beside it the same."""
-    return ("accuracy_personal", "personal") if report.get("compared") else ("accuracy_shared", "shared")
+    return ("accuracy_personal", "personal") if "compared" in report else ("accuracy_shared", "shared")
 
 
 def _bytes_per_device(axes: "Axes", report: Report) -> None:

@@ -8,11 +8,14 @@ from typing import Any
 from edge_runtime.coordinator import plots, summary, units
 from edge_runtime.coordinator.report import Report
 
+_MOST_ROWS = 100
+"""Of a table of what went wrong; report.json has all."""
+
 
 def page(report: Report) -> str:
     """Write the whole page."""
     style = Path(__file__).with_name("report.css").read_text("utf-8")
-    title = f"{report['algorithm']} on {units.counted(len(report['devices']), 'device')}"
+    title = _title(report)
     figures = "".join(_figure(name, svg) for name, svg in plots.svgs(report).items())
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -20,10 +23,17 @@ def page(report: Report) -> str:
         f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         f'<h1>{escape(title)}</h1>\n<p class="lead">{escape(_lead(report))}</p>\n'
         f'<div class="tiles">\n{"".join(_tiles(report))}</div>\n<div class="plots">\n{figures}</div>\n'
-        f"{_section('Summary', _summary(report))}{_section('Devices', _devices(report))}"
-        f"{_section('Configuration', _settings(report))}"
+        f"{_section('Summary', _summary(report))}{_differences(report)}{_trouble(report)}"
+        f"{_section('Devices', _devices(report))}"
+        f"{_folded('Configuration', _settings(report))}"
         f"<footer>{escape(_footer(report))}</footer>\n</main>\n</body>\n</html>\n"
     )
+
+
+def _title(report: Report) -> str:
+    if "compared" in report:
+        return " and ".join([report["algorithm"], *report["baselines"]])
+    return f"{report['algorithm']} on {units.counted(len(report['devices']), 'device')}"
 
 
 def _lead(report: Report) -> str:
@@ -60,7 +70,8 @@ def _tiles(report: Report) -> Iterator[str]:
 
 def _tile(name: str, value: str, note: str, gain: str = "") -> str:
     lines = f'<div class="note">{escape(note)}</div>'
-    lines += f'<div class="note gain">{escape(gain)}</div>' if gain else ""
+    better = "gain" if " less " in gain or gain.startswith("+") else ""
+    lines += f'<div class="note {better}">{escape(gain)}</div>' if gain else ""
     return (
         f'<div class="card tile"><div class="name">{escape(name)}</div>'
         f'<div class="value">{escape(value)}</div>{lines}</div>\n'
@@ -74,6 +85,37 @@ def _figure(name: str, svg: str) -> str:
 
 def _section(name: str, body: str) -> str:
     return f'<section class="card"><h2>{escape(name)}</h2>\n<div class="scroll">{body}</div></section>\n'
+
+
+def _differences(report: Report) -> str:
+    """Write the settings that differ from those of the run beside it, if there is one."""
+    if not report.get("compared"):
+        return ""
+    rows = ([key, *("–" if value is None else str(value) for value in both)] for key, *both in report["compared"])
+    return _section("Settings that differ", _table(("setting", report["algorithm"], *report["baselines"]), rows))
+
+
+def _folded(name: str, body: str) -> str:
+    return (
+        f'<details class="card"><summary><h2>{escape(name)}</h2></summary>\n'
+        f'<div class="scroll">{body}</div></details>\n'
+    )
+
+
+def _trouble(report: Report) -> str:
+    """Write what was thrown out or refused, and what was promised to devices, where there is any of it."""
+    made = ""
+    if report["rejected"]:
+        rows = [[str(one["round"] + 1), one["device"], one["reason"]] for one in report["rejected"][:_MOST_ROWS]]
+        made += _section(
+            f"Updates thrown out: {len(report['rejected']):,}", _table(("round", "device", "reason"), rows, "words")
+        )
+    dropped = [(device, why, count) for device, counts in report["dropped"].items() for why, count in counts.items()]
+    if dropped:
+        most = sorted(dropped, key=lambda one: -one[2])[:_MOST_ROWS]
+        table = _table(("device", "reason", "messages"), ([device, why, f"{count:,}"] for device, why, count in most))
+        made += _section(f"Messages not taken: {sum(count for *_, count in dropped):,}", table)
+    return made + (_section("Privacy", f"<p>{escape(report['privacy'])}</p>") if report["privacy"] else "")
 
 
 def _summary(report: Report) -> str:
@@ -126,10 +168,11 @@ def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, s
             yield f"{above}{key}", str(value)
 
 
-def _table(head: Iterable[str], rows: Iterable[list[str]]) -> str:
+def _table(head: Iterable[str], rows: Iterable[list[str]], kind: str = "") -> str:
     cells = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
-    return f"<table><thead><tr>{cells}</tr></thead>\n<tbody>{body}</tbody></table>"
+    start = f'<table class="{kind}">' if kind else "<table>"
+    return f"{start}<thead><tr>{cells}</tr></thead>\n<tbody>{body}</tbody></table>"
 
 
 def _footer(report: Report) -> str:

@@ -63,7 +63,7 @@ def add_commands(kinds: Any) -> None:
     )
     for parser in (show, stop, resume, replay):
         parser.add_argument("run", type=Path, nargs="?", default=_LATEST, help=f"its folder (default {_LATEST})")
-    for parser in (listing, show, resume, replay):
+    for parser in (listing, show, stop, resume, replay):
         parser.add_argument("--json", action="store_true", help="for scripts")
 
 
@@ -103,6 +103,9 @@ def _stop(options: argparse.Namespace) -> None:
     folder = runs.the_one(options.run)
     pid = runs.stop(folder, options.patience_s)
     state = runs.standing(folder).state
+    if options.json:
+        sys.stdout.write(json.dumps({"process": pid, "state": state}) + "\n")
+        return
     sys.stdout.write(f"process {pid} has ended; the run is {state}: edge-coordinator run resume {options.run}\n")
 
 

@@ -27,6 +27,7 @@ EXIT_CODES = (
 )
 _WIDEST = 100
 """Columns of help on a terminal that has more: longer lines are hard to read."""
+_MOST_OFFERS = 3
 _KINDS: dict[object, str] = {int: "a whole number", float: "a number"}
 
 Run = Callable[[argparse.Namespace], None]
@@ -117,6 +118,9 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"unknown flag {flag!r}{self._near_flag(flag)}")
 
     def _near_flag(self, flag: str) -> str:
+        below = [path for path, parser in _commands(self) if flag in parser._option_string_actions]
+        if below:
+            return f"; it goes after a command that has it: {', '.join(below[:_MOST_OFFERS])}"
         known = [name[2:] for name in self._option_string_actions if name.startswith("--")]
         near = difflib.get_close_matches(flag[2:].lower().replace("_", "-"), known, 1)
         return f"; did you mean '--{near[0]}'?" if near else ""
@@ -128,8 +132,9 @@ class Parser(argparse.ArgumentParser):
         if not isinstance(action, argparse._SubParsersAction):
             self.error(f"{_name(action)}: {value!r} is unknown{config.nearest(str(value), known)}")
         near = difflib.get_close_matches(str(value), known, 1)
-        paths = [path for path in _paths(action) if path.rpartition(" ")[2] in (value, *near)]
-        offer = " or ".join(map(repr, near or paths[:3]))
+        paths = [path for path, _ in _commands(self) if path.rpartition(" ")[2] == value]
+        flags = [f"--{value}"] if f"--{value}" in self._option_string_actions else []
+        offer = " or ".join(map(repr, near or paths[:_MOST_OFFERS] or flags))
         self.error(
             f"unknown command {value!r}" + (f"; did you mean {offer}?" if offer else f" (known: {', '.join(known)})")
         )
@@ -165,13 +170,13 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return read
 
 
-def _paths(action: argparse.Action, above: str = "") -> Iterator[str]:
-    """List the commands below a choice of commands, with what stands before them."""
-    for name, parser in (action.choices or {}).items():  # type: ignore[attr-defined]
-        yield above + name
-        for inner in parser._actions:
-            if isinstance(inner, argparse._SubParsersAction):
-                yield from _paths(inner, f"{above}{name} ")
+def _commands(parser: argparse.ArgumentParser, above: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """List the commands below a parser, each by all its words."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                yield above + name, below
+                yield from _commands(below, f"{above}{name} ")
 
 
 def _name(action: argparse.Action) -> str:
@@ -193,6 +198,11 @@ class Host(argparse.Action):
             parser.exit()
         if values is None:
             parser.error("--host: expected one argument")
+        host, colon, port = values.partition(":")
+        if colon and port.isdecimal():
+            parser.error(f"{option_string} {values}: a port is a flag of its own: -h {host} -p {port}")
+        if "//" in values:
+            parser.error(f"{option_string} {values}: give a name or address alone, as in -h broker.lan")
         setattr(namespace, self.dest, values)
 
 

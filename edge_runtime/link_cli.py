@@ -1,6 +1,7 @@
 """The flags of a connection to a broker, and who a device is there: `edge-agent enroll`."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -123,11 +124,12 @@ def add_enroll(commands: Any) -> None:
         "--request", metavar="ID", help="make the key here, and ID.csr: for `edge-coordinator device enroll --request`"
     )
     enroll.add_argument("--identity", type=Path, metavar="DIR", help="where to keep it (default: with what else lasts)")
+    enroll.add_argument("--json", action="store_true", help="for scripts")
 
 
 def _enroll(options: argparse.Namespace) -> None:
     if options.request is not None:
-        _ask(options.request)
+        _ask(options.request, options.json)
         return
     name = identity.name_in(options.bundle)
     asked = _key_asked_with(name)
@@ -135,13 +137,17 @@ def _enroll(options: argparse.Namespace) -> None:
     found = identity.install(options.bundle, options.identity or _folder() / name, own_key)
     if found.key.read_bytes() == own_key:
         asked.unlink()
+    if options.json:
+        known = {"device": found.name, "fleet": found.fleet, "host": found.host, "port": found.port}
+        sys.stdout.write(json.dumps(known) + "\n")
+        return
     sys.stdout.write(
         f"this device is {found.name} in fleet {found.fleet}, with a broker at {found.host}:{found.port}; "
         f"remove {options.bundle} now: it may hold the private key\n"
     )
 
 
-def _ask(name: str) -> None:
+def _ask(name: str, as_json: bool) -> None:
     """Make a key that stays here, and what to ask for a certificate with."""
     from edge_runtime import request
 
@@ -150,6 +156,9 @@ def _ask(name: str) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomic(path, key, mode=0o600)
     write_atomic(Path(f"{name}.csr"), asks)
+    if as_json:
+        sys.stdout.write(json.dumps({"device": name, "request": f"{name}.csr"}) + "\n")
+        return
     sys.stdout.write(f"{name}.csr: for `edge-coordinator device enroll {name} --request {name}.csr`\n")
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,3 +148,20 @@ def test_a_key_that_was_made_on_the_device_stays_there(shop: Shop) -> None:
 def test_insecure_is_loud(shop: Shop) -> None:
     said = shop.run(AGENT, "start", "--id", "left", "-h", "host.invalid", "--insecure", rc=3)
     assert "INSECURE: what is said to host.invalid:1883 can be read and changed by anybody on the way" in said
+
+
+def test_a_script_is_told_what_was_made_as_json(tmp_path: Path) -> None:
+    def told(module: str, *words: str) -> Any:
+        environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
+        command = [sys.executable, "-m", module, *words, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
+        return json.loads(done.stdout)
+
+    made = told(COORDINATOR, "fleet", "init", "--host", "broker.lan")
+    assert made == {"fleet": "default", "folder": "fleet", "host": "broker.lan", "port": 8883}
+    assert told(COORDINATOR, "device", "enroll", "a", "b")["bundles"] == {"a": "a.edge", "b": "b.edge"}
+    known = {"device": "a", "fleet": "default", "host": "broker.lan", "port": 8883}
+    assert told(AGENT, "enroll", "a.edge") == known
+    assert told(AGENT, "enroll", "--request", "c") == {"device": "c", "request": "c.csr"}
+    assert told(COORDINATOR, "device", "revoke", "b")["revoked"] == ["b"]
+    assert [one["state"] for one in told(COORDINATOR, "device", "list")] == ["enrolled", "revoked"]

@@ -348,6 +348,21 @@ def test_a_rejected_update_is_counted_for_its_device_and_told_in_the_summary() -
     assert "2 updates of 1 device rejected (liar: Up.values: holds a value that is not finite)" in told
 
 
+def test_the_page_says_what_was_thrown_out_refused_and_promised() -> None:
+    info = dataclasses.replace(
+        INFO,
+        rejected=((0, "liar", "norm <9>"),),
+        dropped={"a": {"forged": 7}},
+        privacy="epsilon 3 for a delta of 1e-5",
+    )
+    text = report_html.page(report.build(info, []))
+    for said in ("Updates thrown out: 1", "norm &lt;9&gt;", "Messages not taken: 7", "forged", "epsilon 3"):
+        assert said in text
+    quiet = report_html.page(report.build(INFO, []))
+    for said in ("thrown out", "not taken", "Privacy"):
+        assert said not in quiet
+
+
 def test_messages_that_no_honest_device_sends_are_reported_by_device_and_told_in_the_summary() -> None:
     dropped = {"(strangers)": {"unknown": 2}, "a": {"stale": 1, "forged": 7}}
     made = report.build(dataclasses.replace(INFO, dropped=dropped), [])

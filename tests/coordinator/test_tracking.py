@@ -61,6 +61,7 @@ def test_tensorboard_finds_every_round(tmp_path: Path) -> None:
     assert any(b"algorithm.density = 0.5" in value.SerializeToString() for _, value in values)
 
 
+@pytest.mark.filterwarnings("ignore")  # what MLflow uses of its libraries is its own affair
 def test_mlflow_finds_every_round_and_runs_share_a_folder(tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow", reason="`make mlflow` runs this")
     for _ in range(2):
