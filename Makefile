@@ -16,7 +16,7 @@ test: export OPENBLAS_NUM_THREADS = 1
 test: export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz chaos aarch64 docs format lint types wheel check-wheels clean
+.PHONY: help demo test fuzz chaos boards aarch64 docs format lint types wheel check-wheels clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -36,6 +36,9 @@ fuzz: $(VENV)/.test-stamp ## throw a million mutated payloads at every decoder (
 
 chaos: $(VENV)/.test-stamp ## fill in the scorecard of reliability and security (ARGS="R2 R7 --part 0.1 --json")
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 exec $(BIN)/python -m tests.chaos $(ARGS)
+
+boards: $(VENV)/.test-stamp ## make docs/boards.md anew from the files in docs/boards
+	@exec $(BIN)/python -m edge_runtime.devices.boards docs/boards docs/boards.md
 
 aarch64: $(VENV)/.test-stamp ## see whether an emulated aarch64 reads the same from what is coded here
 	@PYTHON=$(BIN)/python exec .ci/aarch64.sh
