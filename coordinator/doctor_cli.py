@@ -62,7 +62,7 @@ def _fleet(options: argparse.Namespace) -> "tuple[Fleet | None, identity.Identit
     try:
         fleet = fleet_of(options)
         return fleet, identity.load(fleet.coordinator) if fleet else None, ""
-    except EdgeError as error:
+    except (EdgeError, OSError) as error:
         return fleet, None, str(error)
 
 

@@ -67,7 +67,7 @@ def _who(options: argparse.Namespace) -> tuple[Identity | None, str]:
     """Find out who this is, or why nobody knows."""
     try:
         who = identity_of(options, options.id)
-    except EdgeError as error:
+    except (EdgeError, OSError) as error:
         return None, str(error)
     if who is None and options.id is None:
         return None, "--id is missing: name this device, or enrol it with `edge-agent enroll FILE`"

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -309,22 +310,26 @@ def test_data_that_only_say_little_are_a_warning(ward: Ward) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become nobody")
-def test_data_that_this_user_may_not_read_are_named(ward: Ward) -> None:
-    folder = ward.data()
-    (folder / "train.npz").chmod(0o600)
-    for path in (ward.folder, *ward.folder.parents):
-        if path.stat().st_uid == 0 and len(path.parts) > 2:
-            path.chmod(path.stat().st_mode | 0o005)
-    before = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
-    home = ward.folder / "nobody"
-    home.mkdir()
-    home.chmod(0o777)
-    homes = {"XDG_STATE_HOME": str(home), "XDG_CACHE_HOME": str(home)}
-    code, found = ward.doctor(*DATA, str(folder), "--only", "disk", "--store", str(ward.folder / "fleet"),
-                              before=before, **homes)  # fmt: skip
-    assert (code, found["data"]["verdict"], found["disk"]["verdict"]) == (4, "FAIL", "FAIL")
-    assert "Permission denied" in found["data"]["seen"]
-    assert "nothing can be written (Permission denied)" in found["disk"]["seen"]
+def test_data_that_this_user_may_not_read_are_named() -> None:
+    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:  # pytest's own is for its user alone
+        Path(place).chmod(0o755)
+        ward = Ward(Path(place), stack)
+        data = ward.data()
+        (data / "train.npz").chmod(0o600)
+        home = ward.folder / "nobody"
+        home.mkdir()
+        home.chmod(0o777)
+        before = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+        homes = {"XDG_STATE_HOME": str(home), "XDG_CACHE_HOME": str(home)}
+        code, found = ward.doctor(*DATA, str(data), "--only", "disk", "--store", str(ward.folder / "fleet"),
+                                  before=before, **homes)  # fmt: skip
+        assert (code, found["data"]["verdict"], found["disk"]["verdict"]) == (4, "FAIL", "FAIL")
+        assert "Permission denied" in found["data"]["seen"]
+        assert "nothing can be written (Permission denied)" in found["disk"]["seen"]
+        home.chmod(0o700)
+        code, found = ward.doctor("--id", "left", "--only", "identity", before=before, **homes)
+        assert (code, found["identity"]["verdict"]) == (2, "FAIL")
+        assert "Permission denied" in found["identity"]["seen"]
 
 
 @pytest.fixture
