@@ -17,7 +17,7 @@ test: export OPENBLAS_NUM_THREADS = 1
 test: export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz chaos mlflow aarch64 docs format lint types wheel check-wheels clean
+.PHONY: help demo test fuzz chaos mlflow boards aarch64 docs format lint types wheel check-wheels clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -40,6 +40,9 @@ chaos: $(VENV)/.test-stamp ## fill in the scorecard of reliability and security 
 
 mlflow: $(MLFLOW)/.stamp ## set up and run the test of MLflow's writer (100 MB)
 	@exec $(MLFLOW)/bin/python -m pytest tests/coordinator/test_tracking.py $(ARGS)
+
+boards: $(VENV)/.test-stamp ## make docs/boards.md anew from the files in docs/boards
+	@exec $(BIN)/python -m edge_runtime.devices.boards docs/boards docs/boards.md
 
 aarch64: $(VENV)/.test-stamp ## see whether an emulated aarch64 reads the same from what is coded here
 	@PYTHON=$(BIN)/python exec .ci/aarch64.sh

@@ -14,6 +14,7 @@ from edge_runtime.completion_cli import add_completion, complete
 from edge_runtime.coordinator import broker, reports_cli, run_cli
 from edge_runtime.coordinator.bench_cli import add_bench
 from edge_runtime.coordinator.device_cli import add_fleet_commands, add_fleet_folder, fleet_of
+from edge_runtime.coordinator.doctor_cli import add_doctor
 from edge_runtime.coordinator.watch_cli import add_grafana, add_watching, watching
 from edge_runtime.errors import ConfigError
 from edge_runtime.flags import add_compute, add_data, compute_table, data_table
@@ -126,6 +127,7 @@ def parser() -> argparse.ArgumentParser:
     run_cli.add_run_commands(commands)
     add_unit(commands, "edge-coordinator", _UNIT_EXAMPLES, _unit)
     add_bench(commands)
+    add_doctor(commands)
     add_grafana(commands)
     add_completion(commands, "edge-coordinator")
     return program

@@ -77,7 +77,7 @@ class Database:
             RunError: it is damaged.
         """
         self.path = path
-        self._raised: BaseException | None = None
+        self._fingerprints = _Fingerprints()
         self._seal = Path(path).with_name("seal") if durable and isinstance(path, Path) else None
         with self._said():
             self.connection = sqlite3.connect(path, check_same_thread=False)
@@ -89,7 +89,7 @@ class Database:
 
     def _open(self, level: str) -> None:
         connection = self.connection
-        connection.create_function("fingerprint", -1, self._fingerprint, deterministic=True)
+        connection.create_function("fingerprint", -1, self._fingerprints, deterministic=True)
         connection.executescript(
             f"PRAGMA journal_mode=WAL; PRAGMA synchronous={level}; PRAGMA recursive_triggers=ON;"
             f"PRAGMA journal_size_limit={_WAL_BYTES};"
@@ -114,29 +114,15 @@ class Database:
         known = self._known()
         if known is not None and known[0] == _NONE:
             return
-        sum_ = sum(self._sum(table) for table in _SUMMED) % _MOD
+        sum_ = _sum(self.connection)
         if known is None:  # new, or from before there were sums
             with self.connection:
                 self.connection.execute("INSERT INTO total VALUES (1, ?, 0)", (sum_,))
             known = sum_, 0
-        if known[0] != sum_:
-            raise RunError(_damaged(self.path, "its rows do not fit their sum"))
-        sealed = _sealed(self._seal) if self._seal else 0
-        if known[1] < sealed:
-            lost = f"the last {sealed - known[1]} of {sealed} transactions are gone"
-            raise RunError(_damaged(self.path, lost))
-
-    def _sum(self, table: str) -> int:
-        query = f"SELECT fingerprint({self._columns(table, '')}) FROM {table}"  # noqa: S608  # names of our own
-        return sum(row[0] for row in self.connection.execute(query))
-
-    def _columns(self, table: str, prefix: str) -> str:
-        names = [row[1] for row in self.connection.execute(f"PRAGMA table_info({table})")]
-        terms = [f"{prefix}{name} IS NULL" if name == "payload" else f"{prefix}{name}" for name in names]
-        return ", ".join([f"'{table}'", *terms])
+        _compare(self.path, known, sum_, _sealed(self._seal) if self._seal else 0)
 
     def _triggers(self, table: str) -> str:
-        new, old = (f"fingerprint({self._columns(table, prefix)})" for prefix in ("NEW.", "OLD."))
+        new, old = (f"fingerprint({_columns(self.connection, table, prefix)})" for prefix in ("NEW.", "OLD."))
         changes = {"INSERT": new, "DELETE": f"{_MOD} - {old}", "UPDATE": f"({new} + {_MOD} - {old}) % {_MOD}"}
         return "".join(
             f"CREATE TEMP TRIGGER {table}_{event} AFTER {event} ON main.{table} BEGIN "  # noqa: S608
@@ -184,27 +170,81 @@ class Database:
                 (commits,) = self.connection.execute("SELECT commits FROM total").fetchone()
                 _write_seal(self._seal, commits)
 
-    def _fingerprint(self, *values: object) -> int:
+    def _said(self) -> contextlib.AbstractContextManager[None]:
+        return _said(self.path, self._fingerprints)
+
+
+class _Fingerprints:
+    """What SQLite calls for a row; of what is raised in it SQLite would only say that something was."""
+
+    def __init__(self) -> None:
+        self.raised: BaseException | None = None
+
+    def __call__(self, *values: object) -> int:
         try:
             return fingerprint(*values)
-        except BaseException as error:  # Ctrl-C, as a rule: SQLite would only say that something was raised
-            self._raised = error
+        except BaseException as error:  # Ctrl-C, as a rule
+            self.raised = error
             raise
 
-    @contextlib.contextmanager
-    def _said(self) -> Iterator[None]:
-        """Say in one line what SQLite or the disk refuses."""
-        try:
-            yield
-        except sqlite3.IntegrityError as error:
-            raise RunError(f"{self.path}: refuses to count something twice: {error}") from error
-        except (sqlite3.DatabaseError, OSError) as error:
-            if self._raised is not None:
-                raised, self._raised = self._raised, None
-                raise raised from error
-            if isinstance(error, OSError) or error.sqlite_errorcode & 0xFF in _OF_THE_DISK:
-                raise DeviceError(f"{self.path}: cannot be read or written: {error}; free some space") from error
-            raise RunError(_damaged(self.path, str(error))) from error
+
+@contextlib.contextmanager
+def _said(path: Path | str, fingerprints: _Fingerprints) -> Iterator[None]:
+    """Say in one line what SQLite or the disk refuses."""
+    try:
+        yield
+    except sqlite3.IntegrityError as error:
+        raise RunError(f"{path}: refuses to count something twice: {error}") from error
+    except (sqlite3.DatabaseError, OSError) as error:
+        if fingerprints.raised is not None:
+            raised, fingerprints.raised = fingerprints.raised, None
+            raise raised from error
+        if isinstance(error, OSError) or error.sqlite_errorcode & 0xFF in _OF_THE_DISK:
+            raise DeviceError(f"{path}: cannot be read or written: {error}; free some space") from error
+        raise RunError(_damaged(path, str(error))) from error
+
+
+def examine(path: Path) -> None:
+    """Look at a journal, which a coordinator may be writing, and change nothing.
+
+    Raises:
+        DeviceError: it cannot be read.
+        RunError: it is damaged.
+    """
+    sealed = _sealed(path.with_name("seal"))  # before the rows: a commit comes before its seal
+    fingerprints = _Fingerprints()
+    with _said(path, fingerprints), contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        connection.isolation_level = None
+        connection.create_function("fingerprint", -1, fingerprints, deterministic=True)
+        connection.execute("BEGIN")
+        found = [row[0] for row in connection.execute("PRAGMA quick_check(1)")]
+        if found != ["ok"]:
+            raise RunError(_damaged(path, found[0]))
+        known = connection.execute("SELECT sum, commits FROM total").fetchone()
+        if known is not None and known[0] != _NONE:
+            _compare(path, known, _sum(connection), sealed)
+
+
+def _compare(path: Path | str, known: tuple[int, int], sum_: int, sealed: int) -> None:
+    if known[0] != sum_:
+        raise RunError(_damaged(path, "its rows do not fit their sum"))
+    if known[1] < sealed:
+        raise RunError(_damaged(path, f"the last {sealed - known[1]} of {sealed} transactions are gone"))
+
+
+def _sum(connection: sqlite3.Connection) -> int:
+    """Add up the fingerprints of all rows."""
+    total = 0
+    for table in _SUMMED:
+        query = f"SELECT fingerprint({_columns(connection, table, '')}) FROM {table}"  # noqa: S608  # names of our own
+        total += sum(row[0] for row in connection.execute(query))
+    return total % _MOD
+
+
+def _columns(connection: sqlite3.Connection, table: str, prefix: str) -> str:
+    names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+    terms = [f"{prefix}{name} IS NULL" if name == "payload" else f"{prefix}{name}" for name in names]
+    return ", ".join([f"'{table}'", *terms])
 
 
 def fingerprint(*values: object) -> int:

@@ -249,6 +249,7 @@ def _report(outcomes: list[Outcome], names: list[str], extra: dict[str, Any], fo
             rejected=tuple(outcome.rejected),
             privacy=outcome.privacy,
             dropped=outcome.dropped,
+            profiles=outcome.profiles,
         )
         reports.append(report.build(info, outcome.rows, tuple(reports)))
     report.write(folder, reports[-1])

@@ -108,6 +108,9 @@ def add_fleet_commands(commands: Any) -> None:
     what = subcommands(add_group(commands, "device", "Say which devices belong to the fleet", _DEVICE_EXAMPLES))
     _add_enroll(enroll := _sub(what, "enroll", "Make devices members of the fleet", _ENROLL_EXAMPLES, _enroll))
     listing = _sub(what, "list", "Show which devices were enrolled, and how they stand", _LIST_EXAMPLES, _list)
+    listing.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="whose devices said what they are (default runs)"
+    )
     revoke = _sub(what, "revoke", "Take devices out of the fleet, for good", _REVOKE_EXAMPLES, _revoke)
     offer(revoke.add_argument("ids", nargs="+", metavar="ID"), _enrolled)
     for parser in (init, enroll, listing, revoke):
@@ -219,12 +222,17 @@ def _bundle_path(options: argparse.Namespace, name: str) -> Path:
 
 
 def _list(options: argparse.Namespace) -> None:
-    members = _needed(options).members()
+    from edge_runtime.coordinator import profiles
+
+    members, told = _needed(options).members(), profiles.newest(options.runs)
     if options.json:
-        sys.stdout.write(json.dumps([asdict(member) for member in members]) + "\n")
+        listed = [{**asdict(member), "profile": told.get(member.name)} for member in members]
+        sys.stdout.write(json.dumps(listed) + "\n")
         return
     for member in members:
         sys.stdout.write(f"{member.name:<24} {member.state:<9} until {member.expires}  serial {member.serial}\n")
+        if member.name in told:
+            sys.stdout.write(f"{'':<24} {profiles.line(told[member.name])}\n")
 
 
 def _revoke(options: argparse.Namespace) -> None:

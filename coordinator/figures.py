@@ -6,6 +6,9 @@ from edge_runtime.coordinator.journal import Accepted
 from edge_runtime.coordinator.report import Row
 from edge_runtime.coordinator.run import Run
 
+_MOST_J = 1e9
+"""A kilowatt for eleven days."""
+
 
 def rows(accepted: Sequence[Accepted], run: Run) -> list[Row]:
     """Make one row per update: per device and round.
@@ -63,7 +66,17 @@ def _row(before: Accepted | None, item: Accepted, after: Accepted | None) -> Row
         deployed_bytes=_whole(figures, "deployed-bytes"),
         train_samples=_whole(figures, "train-samples") or 0,
         test_samples=_whole(figures, "test-samples") or 0,
+        energy_j=_within(figures, "energy-j", 0, _MOST_J),
+        temperature_c=_within(figures, "temperature-c", -100, 300),
+        throttled=_within(figures, "throttled", 0, 1),
+        battery=_within(figures, "battery", 0, 1),
     )
+
+
+def _within(figures: dict[str, float], name: str, least: float, most: float) -> float | None:
+    """Give what a device says of its hardware, unless no hardware says such a thing."""
+    value = figures.get(name)
+    return value if value is not None and least <= value <= most else None
 
 
 def _whole(figures: dict[str, float], name: str) -> int | None:

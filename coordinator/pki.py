@@ -55,6 +55,11 @@ class Member:
     expires: str
     serial: str
 
+    @property
+    def expires_s(self) -> float:
+        """Tell the same as Unix seconds."""
+        return datetime.fromisoformat(self.expires).timestamp()
+
 
 class Fleet:
     """A fleet's folder. Several processes may use it at once."""
@@ -179,6 +184,47 @@ class Fleet:
     def revoked_names(self) -> list[str]:
         """List the devices whose newest certificate is revoked."""
         return [member.name for member in self.members() if member.state == "revoked"]
+
+    def authority(self) -> x509.Certificate:
+        """Read the certificate of the fleet's authority.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        return _certificate(self._authority())
+
+    def signs(self) -> bool:
+        """Say whether the authority's key is the one of its certificate.
+
+        Raises:
+            ConfigError: one of them cannot be read.
+        """
+        return self._signer().public_key() == self.authority().public_key()
+
+    def broker_hosts(self) -> tuple[list[str], float]:
+        """Give the names and addresses that the broker's certificate is for, and when it ends, Unix seconds.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        certificate = _certificate(self.broker / identity.CERTIFICATE)
+        try:
+            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except x509.ExtensionNotFound:
+            return [], certificate.not_valid_after_utc.timestamp()
+        hosts = [str(one) for kind in (x509.DNSName, x509.IPAddress) for one in names.get_values_for_type(kind)]
+        return hosts, certificate.not_valid_after_utc.timestamp()
+
+    def revocation_list(self) -> tuple[int, bool, float]:
+        """Count the revoked certificates, and say whether the authority signed that list, and until when it holds.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        count, key = len(self.revoked()), self.authority().public_key()
+        crl = x509.load_pem_x509_crl(self.revocations.read_bytes())
+        until_s = crl.next_update_utc.timestamp() if crl.next_update_utc else 0.0
+        return count, isinstance(key, ec.EllipticCurvePublicKey) and crl.is_signature_valid(key), until_s
 
     def certify_broker(self, hosts: Sequence[str]) -> None:
         """Make the broker a certificate for these names and addresses, beside those of this machine itself."""

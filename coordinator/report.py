@@ -33,6 +33,7 @@ _EVALUATION = (
 )
 _MEMORY = ("idle_rss_bytes", "agent_peak_rss_bytes", "trainer_peak_rss_bytes", "peak_rss_bytes")
 _TIMES = ("cpu_s", "wall_s")
+_HARDWARE = ("energy_j", "temperature_c", "throttled", "battery")
 METRICS = (
     *PAYLOAD,
     *SOCKET,
@@ -44,6 +45,7 @@ METRICS = (
     "deployed_bytes",
     "train_samples",
     "test_samples",
+    *_HARDWARE,
 )
 """The figures of a device, all of which `summary` sums up."""
 
@@ -80,6 +82,14 @@ class Row:
     """The personal model as the device stores it, where that is smaller than its values."""
     staleness: float | None = None
     """Asynchronous runs: how many other updates came between its task and itself."""
+    energy_j: float | None = None
+    """What the parts of the device that a sensor sees took while the task ran, whatever else ran there."""
+    temperature_c: float | None = None
+    """The highest of the processor meanwhile."""
+    throttled: float | None = None
+    """1 if the processor was slowed down meanwhile, 0 if not."""
+    battery: float | None = None
+    """How full it was at the end, a part of 1."""
 
 
 def versions() -> dict[str, str]:
@@ -115,6 +125,8 @@ class RunInfo:
     """What has been promised to devices, with all that it rests on; empty: nothing was asked."""
     dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Messages of every device that were not taken, by reason (`gate.py`)."""
+    profiles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What devices said they are (`profiles.py`)."""
     versions: Mapping[str, str] = field(default_factory=versions)
 
 
@@ -172,6 +184,7 @@ def _device(run: RunInfo, device: str, rows: list[Row]) -> dict[str, Any]:
     return {
         "id": device,
         "choice": run.choices.get(device),
+        "profile": dict(run.profiles[device]) if device in run.profiles else None,
         "training_rounds": len(train),
         "rejected": sum(device == who for _, who, _ in run.rejected),
         **means,
@@ -181,7 +194,19 @@ def _device(run: RunInfo, device: str, rows: list[Row]) -> dict[str, Any]:
         **last,
         "loss": _last(_column(train[-1:], "loss")),
         "staleness": _mean(_column(train, "staleness")),
+        **_hardware(rows, train),
         "times": {name: _mean(_column(train, name)) for name in _TIMES},
+    }
+
+
+def _hardware(rows: list[Row], train: list[Row]) -> dict[str, float | None]:
+    """Say what a device took of its energy in a training round, and how it stood it."""
+    told = [row for row in sorted(rows, key=lambda row: row.round) if row.battery is not None]
+    return {
+        "energy_j": _mean(_column(train, "energy_j")),
+        "temperature_c": _number(_max(_column(rows, "temperature_c"))),
+        "throttled": _mean(_column(train, "throttled")),
+        "battery": _last(_column(told, "battery")),
     }
 
 
@@ -206,7 +231,7 @@ def _rounds(rows: Sequence[Row], fleet: int) -> list[dict[str, Any]]:
             **means,
             "cumulative_payload_bytes": payload.add(share, *(means[name] for name in PAYLOAD)),
             "cumulative_socket_bytes": socket.add(share, *(means[name] for name in SOCKET)),
-            **{name: _stats(_column(part, name)) for name in (*ACCURACIES, "loss", "staleness")},
+            **{name: _stats(_column(part, name)) for name in (*ACCURACIES, "loss", "staleness", *_HARDWARE)},
             "times": {name: _stats(_column(part, name)) for name in _TIMES},
         }
         series.append(entry)
@@ -235,7 +260,7 @@ def against(other: Report, summary: dict[str, Any]) -> dict[str, Any]:
 def _compare(own: dict[str, Any], other: dict[str, Any]) -> dict[str, float | None]:
     """Hold two summaries' means against each other: ratios (below 1: less), and accuracies in percentage points."""
     compared: dict[str, float | None] = {}
-    for name in (*PAYLOAD, *SOCKET, *_EVALUATION, "idle_rss_bytes", "peak_rss_bytes", "deployed_bytes"):
+    for name in (*PAYLOAD, *SOCKET, *_EVALUATION, "idle_rss_bytes", "peak_rss_bytes", "deployed_bytes", "energy_j"):
         ours, theirs = own[name]["mean"], other[name]["mean"]
         compared[f"{name}_ratio"] = _number(ours / theirs) if ours is not None and theirs else None
     pairs = {f"{name}_points": (name, name) for name in ACCURACIES}

@@ -1,15 +1,22 @@
 """The report as one page: no script, no font, nothing fetched from anywhere; light or dark as the reader likes it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.coordinator import plots, summary, units
+from edge_runtime.coordinator import plots, profiles, summary, units
 from edge_runtime.coordinator.report import Report
 
 _MOST_ROWS = 100
 """Of a table of what went wrong; report.json has all."""
+_HARDWARE = (
+    ("energy per round", "energy_j", units.energy),
+    ("hottest", "temperature_c", units.temperature),
+    ("rounds throttled", "throttled", units.percent),
+    ("battery", "battery", units.percent),
+)
+"""Columns that are there if any device has such a figure."""
 
 
 def page(report: Report) -> str:
@@ -128,7 +135,7 @@ def _summary(report: Report) -> str:
 
 def _devices(report: Report) -> str:
     kind = "payload" if report["summary"]["socket_bytes_up"]["mean"] is None else "socket"
-    columns = (
+    columns: list[tuple[str, str, Callable[[Any], str]]] = [
         ("rounds", "training_rounds", str),
         ("shared", "accuracy_shared", units.percent),
         ("personal, before", "accuracy_personal_before", units.percent),
@@ -138,15 +145,23 @@ def _devices(report: Report) -> str:
         ("idle memory", "idle_rss_bytes", units.size),
         ("peak memory", "peak_rss_bytes", units.size),
         ("samples", "train_samples", lambda value: "–" if value is None else f"{value:,}"),
-    )
+        *(
+            (name, key, say)
+            for name, key, say in _HARDWARE
+            if any(one.get(key) is not None for one in report["devices"])
+        ),
+    ]
     chosen = any(device["choice"] for device in report["devices"])
-    head = ["device", *(name for name, _, _ in columns), "CPU per round", *(["given"] if chosen else [])]
+    known = any(device.get("profile") for device in report["devices"])
+    head = ["device", *(name for name, _, _ in columns), "CPU per round"]
+    head += [*(["given"] if chosen else []), *(["what it is"] if known else [])]
     rows = (
         [
             device["id"],
             *(say(device[key]) for _, key, say in columns),
             units.duration(device["times"]["cpu_s"]),
             *([device["choice"] or "–"] if chosen else []),
+            *([profiles.line(device.get("profile") or {})] if known else []),
         ]
         for device in report["devices"]
     )

@@ -31,7 +31,7 @@ from edge_runtime.coordinator.actions import (
     fate_of,
 )
 from edge_runtime.coordinator.uploads import Uploads
-from edge_runtime.message import Chunk, Fate, Hello, Message, Need, Offer, Refuse, Status, Task, Welcome
+from edge_runtime.message import Chunk, Fate, Hello, Message, Need, Noted, Offer, Profile, Refuse, Status, Task, Welcome
 
 
 class RoundsCore:
@@ -132,7 +132,7 @@ class RoundsCore:
                 return []
             case Refuse():
                 return self._on_refuse(device, message)
-            case Welcome() | Task() | Fate():
+            case Welcome() | Task() | Fate() | Profile() | Noted():
                 return []
 
     def accepted(self, device: str, offer: Offer, reason: str = "") -> list[Action]:

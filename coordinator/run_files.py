@@ -6,6 +6,7 @@
     RUN/spool/DEVICE        an update on its way in, one per device (`spool.py`); a restart goes on with what it holds
     RUN/down/DIGEST         asynchronous runs: the encoded Down of an open task
     RUN/personal/DEVICE.bin personal models that devices handed over (`[run] collect`)
+    RUN/profiles/DEVICE.json  what devices say they are, and what training takes there (`profiles.py`)
     RUN/grids/NAME          shared models of earlier rounds as devices hold them (`downlink.py`)
     RUN/seeds               the seed set that the run's devices are given
 
@@ -20,13 +21,14 @@ import logging
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import IO
 
 from edge_runtime import spool
 from edge_runtime.errors import ConfigError, DeviceError, RunError
-from edge_runtime.files import set_aside, write_atomic
+from edge_runtime.files import locked, set_aside, write_atomic
 from edge_runtime.message import Blob, Chunk
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ _MOST_GRIDS = 64
 _PARTS = ("spool", "down", "grids")
 RESERVE_BYTES = 1 << 20
 _TRIES = 3
+_MOST_PROFILES = 16
 
 
 class RunFiles:
@@ -49,11 +52,12 @@ class RunFiles:
         """
         self.folder, self._durable = folder, durable
         self._reserved = RESERVE_BYTES
+        self._profiles: Counter[str] = Counter()
         try:
             for part in _PARTS:
                 (folder / part).mkdir(parents=True, exist_ok=True)
             self._lock = _lock(folder)
-            for place in (folder, folder / "personal", *(folder / part for part in _PARTS)):
+            for place in (folder, folder / "personal", folder / "profiles", *(folder / part for part in _PARTS)):
                 for path in place.glob(".*.tmp"):
                     path.unlink()
         except OSError as error:
@@ -213,6 +217,16 @@ class RunFiles:
             (self.folder / "personal").mkdir(exist_ok=True)
         write_atomic(self.folder / "personal" / f"{device}.bin", data, self._durable)
 
+    def keep_profile(self, device: str, data: bytes) -> None:
+        """Make durable what a device says it is; one that changes its mind too often since the start is not heard."""
+        path = self.folder / "profiles" / f"{device}.json"
+        if self._profiles[device] >= _MOST_PROFILES or (path.exists() and path.read_bytes() == data):
+            return
+        self._profiles[device] += 1
+        with _told(path):
+            path.parent.mkdir(exist_ok=True)
+        write_atomic(path, data, self._durable)
+
     def keep_seeds(self, data: bytes) -> None:
         """Make the encoded seed set durable."""
         write_atomic(self.folder / "seeds", data, self._durable)
@@ -220,15 +234,8 @@ class RunFiles:
 
 def holder(folder: Path) -> tuple[int, str] | None:
     """Say which process on which host has a run's folder; None: nobody has. An unknown process is 0."""
-    try:
-        with (folder / "lock").open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return _who(file.read(4096))
-    except OSError:
-        return None
-    return None
+    text = locked(folder / "lock")
+    return None if text is None else _who(text)
 
 
 def _who(text: bytes) -> tuple[int, str]:

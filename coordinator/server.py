@@ -47,11 +47,14 @@ from edge_runtime.message import (
     Fate,
     Hello,
     Message,
+    Noted,
     Offer,
+    Profile,
     Refuse,
     Task,
     Welcome,
     check_name,
+    encode,
 )
 from edge_runtime.seal import STALE, SealError
 from edge_runtime.setup import ModelCard
@@ -235,6 +238,9 @@ class Coordinator:
         self._guard(lambda: self._handle(device, message))
 
     def _handle(self, device: str, message: Message) -> None:
+        if isinstance(message, Profile):
+            self._note(device, message)
+            return
         if isinstance(message, Offer | Chunk):
             self.journal.files.check_room()
         if isinstance(message, Hello):
@@ -247,6 +253,12 @@ class Coordinator:
         if device in self.unfit:
             self.core.online.discard(device)
         self._do(actions)
+
+    def _note(self, device: str, profile: Profile) -> None:
+        """Keep what a device says it is; of a device that the run has heard of."""
+        if device in self.core.progress.known:
+            self.journal.files.keep_profile(device, encode(profile))
+            self._send(device, Noted(self.core.plan.run, profile.digest))
 
     def _understands(self, device: str, hello: Hello) -> bool:
         """Note which coding a device asks for; one that speaks another version of the wire is not heard."""

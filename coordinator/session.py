@@ -14,6 +14,7 @@ from edge_runtime import algorithm
 from edge_runtime.coordinator import figures, privacy, report
 from edge_runtime.coordinator.gate import Gate
 from edge_runtime.coordinator.journal import Journal, Rejected
+from edge_runtime.coordinator.profiles import read as profiles_of
 from edge_runtime.coordinator.run import Run, describe, prepare
 from edge_runtime.coordinator.serve import Inbox, TopicPost, serve
 from edge_runtime.coordinator.server import Coordinator
@@ -46,6 +47,8 @@ class Outcome:
     """What the run has promised to its devices (`privacy.statement`); empty: nothing was asked."""
     dropped: Mapping[str, Mapping[str, int]]
     """How many messages of every device were not taken since the coordinator was last started, by reason."""
+    profiles: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """What devices said of themselves."""
 
 
 def over_mqtt(
@@ -87,12 +90,13 @@ def over_mqtt(
         serve(coordinator, inbox, transport, run.deadline_s, turn)
         rows, rejected = figures.rows(journal.accepted(), run), journal.rejected()
         choices, promised = journal.devices.choices(), _promised(journal, run)
+        told = profiles_of(folder)
         _keep_model(folder, coordinator)
     finally:
         transport.close()
         journal.close()
     dropped, spent_s = coordinator.dropped.counts, time.monotonic() - since_s
-    return Outcome(run, run_id, rows, rejected, started, spent_s, broker, choices, promised, dropped)
+    return Outcome(run, run_id, rows, rejected, started, spent_s, broker, choices, promised, dropped, told)
 
 
 def in_memory(run: Run, scene: Scene, folder: Path, watch: Watch) -> Outcome:

@@ -20,9 +20,19 @@ LINES = (
     ("model as stored", "deployed_bytes"),
     ("memory, idle", "idle_rss_bytes"),
     ("memory, peak", "peak_rss_bytes"),
+    ("energy per round", "energy_j"),
+    ("temperature, highest", "temperature_c"),
+    ("rounds throttled", "throttled"),
 )
 """What is shown, in order: words and key of `summary`."""
 _SECTION_ENDS = {"accuracy_personal", "socket_bytes_down"}
+_IF_KNOWN = {"deployed_bytes", "energy_j", "temperature_c", "throttled"}
+_SPOKEN = {
+    **dict.fromkeys((*ACCURACIES, "throttled"), units.percent),
+    "energy_j": units.energy,
+    "temperature_c": units.temperature,
+}
+"""How a figure is written, if not as bytes."""
 
 
 def summary_table(report: Report) -> Table:
@@ -104,9 +114,9 @@ def _refusals(report: Report) -> list[str]:
 
 
 def lines(report: Report) -> list[tuple[str, str]]:
-    """List what is shown of a run: all but the stored model, if it is just its values."""
-    stored = report["summary"]["deployed_bytes"]["mean"] is not None
-    return [(label, name) for label, name in LINES if stored or name != "deployed_bytes"]
+    """List what is shown of a run: all but the stored model, if it is just its values, and what no device says."""
+    known = {name for name in _IF_KNOWN if report["summary"].get(name, {}).get("mean") is not None}
+    return [(label, name) for label, name in LINES if name in known or name not in _IF_KNOWN]
 
 
 def _title(report: Report) -> str:
@@ -116,8 +126,7 @@ def _title(report: Report) -> str:
 
 def cells(report: Report, name: str) -> list[str]:
     """Write one figure: mean and spread of the run and of every baseline, then how it compares with each."""
-    is_accuracy = name in ACCURACIES
-    spoken = units.percent if is_accuracy else units.size
+    spoken = _SPOKEN.get(name, units.size)
     others = report["baselines"].values()
     written = []
     for summary in (report["summary"], *(other["summary"] for other in others)):
@@ -125,6 +134,6 @@ def cells(report: Report, name: str) -> list[str]:
         spread = "" if stats["mean"] is None else f"{spoken(stats['p10'])} – {spoken(stats['p90'])}"
         written += [spoken(stats["mean"]), spread]
     for other in others:
-        key, say = ("_points", units.points) if is_accuracy else ("_ratio", units.times_less)
-        written.append(say(other["comparison"][name + key]))
+        key, say = ("_points", units.points) if name in ACCURACIES else ("_ratio", units.times_less)
+        written.append(say(other["comparison"].get(name + key)))
     return written

@@ -36,6 +36,18 @@ def times_less(ratio: float | None) -> str:
     return f"{1 / ratio:.2f} x less" if ratio < 1 else f"{ratio:.2f} x more"
 
 
+def energy(joules: float | None) -> str:
+    """Write joules with three digits: `12.3 J`, `4.56 kJ`."""
+    if joules is None:
+        return "–"
+    return f"{joules:.3g} J" if joules < 999.5 else f"{joules / 1000:.3g} kJ"
+
+
+def temperature(celsius: float | None) -> str:
+    """Write degrees: `61 °C`."""
+    return "–" if celsius is None else f"{celsius:.0f} °C"
+
+
 def duration(seconds: float | None) -> str:
     """Write seconds: `7.3 s`, `4:07`, `2:04:07`."""
     if seconds is None:

@@ -32,7 +32,7 @@ from edge_runtime.coordinator.actions import (
     fate_of,
 )
 from edge_runtime.coordinator.uploads import Uploads
-from edge_runtime.message import Chunk, Fate, Hello, Message, Need, Offer, Refuse, Status, Task, Welcome
+from edge_runtime.message import Chunk, Fate, Hello, Message, Need, Noted, Offer, Profile, Refuse, Status, Task, Welcome
 
 
 class VersionsCore:
@@ -122,7 +122,7 @@ class VersionsCore:
                 return []
             case Refuse():
                 return self._on_refuse(device, message)
-            case Welcome() | Task() | Fate():
+            case Welcome() | Task() | Fate() | Profile() | Noted():
                 return []
 
     def issued(self, device: str, number: int) -> None:

@@ -12,6 +12,7 @@ from edge_runtime.agent import Agent
 from edge_runtime.command_line import EXIT_CODES, Parser, add_command, run_command, subcommands, until_signal
 from edge_runtime.completion_cli import add_completion, complete
 from edge_runtime.compute import Compute, usual
+from edge_runtime.doctor_cli import add_doctor
 from edge_runtime.errors import ConfigError
 from edge_runtime.flags import add_compute, add_data, compute_table, data_table, limit
 from edge_runtime.infer_cli import add_infer
@@ -69,13 +70,17 @@ def parser() -> argparse.ArgumentParser:
     add_enroll(commands)
     add_infer(commands)
     add_measuring(commands)
+    add_doctor(commands, _add_start_flags, _job)
     add_unit(commands, "edge-agent", _UNIT_EXAMPLES, _unit)
     add_completion(commands, "edge-agent")
     return program
 
 
 def _add_start(commands: Any) -> None:
-    start = add_command(commands, "start", "Serve a coordinator until stopped", _START_EXAMPLES, _start)
+    _add_start_flags(add_command(commands, "start", "Serve a coordinator until stopped", _START_EXAMPLES, _start))
+
+
+def _add_start_flags(start: argparse.ArgumentParser) -> None:
     start.add_argument(
         "--id", metavar="ID", help="name of this device, unique in the fleet (not needed where one was enrolled)"
     )
@@ -108,14 +113,7 @@ def _start(options: argparse.Namespace) -> None:
         raise ConfigError("--id is missing: name this device, or enrol it with `edge-agent enroll FILE`")
     device = who.name if who else check_name(options.id, "--id")
     fleet = fleet_of(options, who)
-    job: Job = {
-        "device": device,
-        "data": data_table(options),
-        "cache": str(config.cache_folder()),
-        "compute": compute_table(options),
-        "factories": options.allow_model,
-        "up": options.up,
-    }
+    job = _job(options, device)
     for flag in ("up", "down"):
         if getattr(options, flag):
             coding.parse(getattr(options, flag), f"--{flag}")
@@ -135,6 +133,17 @@ def _start(options: argparse.Namespace) -> None:
             Agent(fleet, device, store, trainer, transport, hello, _seals(who)).run(stop)
         finally:
             store.close()
+
+
+def _job(options: argparse.Namespace, device: str) -> Job:
+    return {
+        "device": device,
+        "data": data_table(options),
+        "cache": str(config.cache_folder()),
+        "compute": compute_table(options),
+        "factories": options.allow_model,
+        "up": options.up,
+    }
 
 
 def _unit(options: argparse.Namespace) -> None:

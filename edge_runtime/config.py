@@ -8,6 +8,7 @@ import difflib
 import itertools
 import os
 import tomllib
+import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,6 +83,8 @@ def unreadable(path: Path, error: OSError) -> ConfigError:
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
+    if isinstance(hint, types.UnionType):  # `X | None`
+        return None if value is None else _convert(value, typing.get_args(hint)[0], where)
     if hint is float and type(value) is int:
         return float(value)
     wanted = typing.get_origin(hint) or hint

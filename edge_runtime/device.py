@@ -13,7 +13,7 @@ from typing import Protocol
 
 from edge_runtime.among import Among, Circle
 from edge_runtime.errors import DecodeError, DeviceError
-from edge_runtime.message import Blob, Chunk, Hello, Message, Offer, Task, decode
+from edge_runtime.message import Blob, Chunk, Hello, Message, Noted, Offer, Task, Welcome, decode
 from edge_runtime.protocol import (
     Action,
     Check,
@@ -89,6 +89,10 @@ class Device:
         self._unsent: dict[tuple[str, int], Blob] = {}
         self._sent: set[tuple[str, int]] = set()
         """Chunks of what is pending that were sent since it was made or found."""
+        self._run = ""
+        """The run that was last heard of."""
+        self._noted = ("", "")
+        """In which run which profile of this device is noted."""
         self._mended = ""
         """Digest of the Down of the last task for which something was damaged."""
         self.core = self._load()
@@ -138,6 +142,13 @@ class Device:
         self._do(self.core.tick())
         if self.among is not None:
             self._guard(self.among.tick)
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """Say what this device is, until the run has noted it."""
+        profile = self.store.profile() if self._run and not self._broken else None
+        if profile is not None and self._noted != (self._run, profile.digest):
+            self._send(profile)
 
     def receive(self, data: bytes, to_all: bool = False) -> None:
         """Take hostile bytes from the network: what is no message, or `to_all` no chunk, is counted and dropped."""
@@ -189,6 +200,14 @@ class Device:
 
     def handle(self, message: Message) -> None:
         """Take a message."""
+        match message:
+            case Welcome() | Task() if message.run != self._run:
+                self._run = message.run
+                self._introduce()
+            case Noted():
+                self._noted = (message.run, message.digest)
+            case _:
+                pass
         self._do(self.core.handle(message))
 
     def finished(self, task: Task, outcome: Outcome) -> None:

@@ -1,6 +1,7 @@
 """Writing a file so that a power cut leaves the old one or the new one, never a mixture."""
 
 import contextlib
+import fcntl
 import os
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def write_atomic(path: Path, data: bytes, durable: bool = True, mode: int = 0o66
         if durable:
             sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that lets nobody look into it
+            temporary.unlink(missing_ok=True)
         raise DeviceError(f"{path}: cannot be written: {error.strerror}; free some space or mend the disk") from error
 
 
@@ -56,6 +58,19 @@ def set_aside(path: Path) -> Path | None:
 def _number(path: Path) -> str:
     text = path.name.rpartition("-")[2]
     return text if text.isdecimal() else ""
+
+
+def locked(path: Path) -> bytes | None:
+    """Read what who holds a lock (flock) wrote into its file; None: nobody holds it."""
+    try:
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return file.read(4096)
+    except OSError:
+        return None
+    return None
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,6 +11,7 @@ that what importing took on the way is told apart. Between steps a small task of
 which steps can be told that a machine does whose speed changes.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -18,7 +19,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from edge_runtime.compute import Compute, installed
 from edge_runtime.config import build
 from edge_runtime.data import SeededBatches
 from edge_runtime.devices import meter
+from edge_runtime.devices.energy import Recorder
+from edge_runtime.devices.sensors import Sensors
 from edge_runtime.errors import ConfigError, EdgeError
 from edge_runtime.mask import Mask, from_bits
 from edge_runtime.measure_process import Measurement, Plan, is_bundle
@@ -61,6 +64,7 @@ class _TimedBatches(SeededBatches):
         x = rng.integers(0, 2, (count, *shape)) if kind == "int64" else rng.random((count, *shape), np.float32)
         super().__init__(x, rng.integers(0, classes, count), 0)
         self.reference = Reference()
+        self.warmed_up: Callable[[], object] = lambda: None
         self.ended_s: list[tuple[float, float]] = []
         self.reference_ms: list[float] = []
         self.began_s: list[tuple[float, float]] = []
@@ -68,6 +72,8 @@ class _TimedBatches(SeededBatches):
     def sample(self, batch_size: int) -> Batch:
         self.ended_s.append(_now_s())
         self.reference_ms.append(self.reference.time_ms())
+        if len(self.began_s) == _WARM_UP:
+            self.warmed_up()
         self.began_s.append(_now_s())
         return super().sample(batch_size)
 
@@ -104,8 +110,12 @@ def measure(plan: Plan) -> Measurement:
     reset = meter.reset_peak()
     # One step more than are timed: a step ends where the next begins.
     settings = sgd.Sgd(lr=_LR, momentum=0.9, local_steps=_WARM_UP + plan.steps + 1, batch_size=plan.batch)
-    sgd.descend(model, start, batches, settings, 0)
-    trained = meter.memory()
+    sensors = Sensors()
+    recorder = Recorder(sensors)
+    with contextlib.ExitStack() as stack:
+        batches.warmed_up = lambda: stack.enter_context(recorder)
+        sgd.descend(model, start, batches, settings, 0)
+    trained, hardware = meter.memory(), recorder.figures()
     (first_ms, _), (steps_ms, steps_cpu_ms) = batches.steps_ms()[0], batches.steps_ms()[_WARM_UP:].T
     p10, median, p90 = (float(value) for value in np.percentile(steps_ms, [10, 50, 90]))
     return Measurement(
@@ -134,6 +144,10 @@ def measure(plan: Plan) -> Measurement:
         step_ms_p90=p90,
         step_cpu_ms=float(np.median(steps_cpu_ms)),
         reference_ms=statistics.median(batches.reference_ms[_WARM_UP:]),
+        step_energy_j=None if recorder.energy_j is None else recorder.energy_j / (plan.steps + 1),
+        power=sensors.power.name if sensors.power else None,
+        temperature_c=hardware.get("temperature-c"),
+        throttled=bool(hardware["throttled"]) if "throttled" in hardware else None,
     )
 
 

@@ -7,7 +7,7 @@ coordinators may ask.
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -88,6 +88,14 @@ class Measurement:
     """Median CPU time of a step, of all threads."""
     reference_ms: float
     """Median CPU time of a small task of fixed size, done between the steps (`speed.py`)."""
+    step_energy_j: float | None = None
+    """Mean of a timed step, of all that the sensor sees; None, here and below: the device does not tell."""
+    power: str | None = None
+    """Of which parts (`devices/sensors.py`)."""
+    temperature_c: float | None = None
+    """The highest over the timed steps."""
+    throttled: bool | None = None
+    """Whether heat or a weak supply slowed the processor down meanwhile."""
 
     @property
     def step(self) -> float:
@@ -146,11 +154,18 @@ def _run(arguments: list[str], line: str, environment: Mapping[str, str]) -> str
 
 _TIMES = ("step ms", "p10", "p90", "first", "import s", "load s")
 _MEMORY = ("baseline MB", "peak MB", "over MB", "floor MB")
+_HARDWARE: dict[str, Callable[[Measurement], str]] = {
+    "step J": lambda one: "" if one.step_energy_j is None else f"{one.step_energy_j:.3g}",
+    "hottest C": lambda one: "" if one.temperature_c is None else f"{one.temperature_c:.0f}",
+    "throttled": lambda one: "" if one.throttled is None else "yes" if one.throttled else "no",
+}
+"""Columns that are there if any backend's measurement has something to say in them."""
 
 
 def table(measurements: Sequence[Measurement]) -> str:
     """Lay measurements of one model out as plain text: a device has no rich."""
-    rows: list[tuple[str, ...]] = [("backend", "batch", *_TIMES, *_MEMORY)]
+    hardware = [name for name, say in _HARDWARE.items() if any(say(one) for one in measurements)]
+    rows: list[tuple[str, ...]] = [("backend", "batch", *_TIMES, *_MEMORY, *hardware)]
     for one in measurements:
         times_ms = (one.step_ms_median, one.step_ms_p10, one.step_ms_p90, one.first_step_ms)
         memory = (one.baseline_rss_bytes, one.peak_rss_bytes, one.over_baseline_bytes, one.floor_bytes)
@@ -161,6 +176,7 @@ def table(measurements: Sequence[Measurement]) -> str:
                 *(f"{value:.1f}" for value in times_ms),
                 *(f"{value:.2f}" for value in (one.import_s, one.load_s)),
                 *(f"{value / 1e6:.1f}" for value in memory),
+                *(_HARDWARE[name](one) or "-" for name in hardware),
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -188,6 +188,57 @@ class Fate:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """Device: this is what I am, and what training took when it was measured here; said once in a run.
+
+    Empty or 0, from `board` on: not known.
+    """
+
+    digest: str
+    """SHA-256 of all that follows, by which it is noted (`published.py`)."""
+    board: str = ""
+    cpu: str = ""
+    arch: str = ""
+    cores: int = 0
+    ram_bytes: int = 0
+    accelerators: str = ""
+    """Names, with commas."""
+    os: str = ""
+    kernel: str = ""
+    python: str = ""
+    version: str = ""
+    """Of this package."""
+    model: str = ""
+    backend: str = ""
+    batch: int = 0
+    parameters: int = 0
+    active: int = 0
+    """How many of them were trained."""
+    step_us: int = 0
+    """Median time of a step of training."""
+    reference_us: int = 0
+    """As in `Hello`."""
+    over_bytes: int = 0
+    """Peak of training over the process with everything imported."""
+    peak_bytes: int = 0
+    """Peak of that process."""
+    idle_bytes: int = 0
+    """Of an agent that waits."""
+    step_uj: int = 0
+    """Energy of a step, microjoules."""
+    power: str = ""
+    """Of which parts, by which sensor (`devices/sensors.py`)."""
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Coordinator: I have your profile for this run."""
+
+    run: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A piece of a blob."""
 
@@ -196,8 +247,9 @@ class Chunk:
     data: bytes
 
 
-Message = Hello | Welcome | Task | Status | Refuse | Offer | Need | Fate | Chunk
-_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Hello, Welcome, Task, Status, Refuse, Offer, Need, Fate)}
+Message = Hello | Welcome | Task | Status | Refuse | Offer | Need | Fate | Profile | Noted | Chunk
+_CONTROL = (Hello, Welcome, Task, Status, Refuse, Offer, Need, Fate, Profile, Noted)
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in _CONTROL}
 _HINTS = {kind: typing.get_type_hints(kind) for kind in (*_KINDS.values(), Blob)}
 _WORDS = {
     "phase": ("train", "evaluate", "score", "peers"),

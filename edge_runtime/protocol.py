@@ -22,7 +22,9 @@ from edge_runtime.message import (
     Hello,
     Message,
     Need,
+    Noted,
     Offer,
+    Profile,
     Refuse,
     Status,
     Task,
@@ -182,7 +184,7 @@ class DeviceCore:
                 return self._on_need(message)
             case Fate():
                 return self._on_fate(message)
-            case Welcome() | Hello() | Status() | Refuse() | Offer():
+            case Welcome() | Hello() | Status() | Refuse() | Offer() | Profile() | Noted():
                 return []
 
     def recalled(self, blob: Blob, have: set[int]) -> list[Action]:

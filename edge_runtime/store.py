@@ -6,6 +6,7 @@
     STORE/states/DIGEST     a SHA-256 and the state that the update DIGEST leaves once it is applied
     STORE/partial/DIGEST    a blob on its way in, at most one (`spool.py`)
     STORE/personal/RUN.bin  the newest personal model (`personal.py`) of each of the last runs; RUN is a digest
+    STORE/profile           what this device tells each run of itself (`published.py`)
     STORE/personal/served   the best of them on this device's own data, which `edge-agent infer` serves
 
 What is damaged is set aside (`NAME.corrupt-N`, the newest few), and the memory is made to say what is left: a result
@@ -24,10 +25,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from edge_runtime import spool
+from edge_runtime import published, spool
 from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.files import set_aside, write_atomic
-from edge_runtime.message import Blob, Chunk, Offer, Task
+from edge_runtime.message import Blob, Chunk, Offer, Profile, Task
 from edge_runtime.places import personal_path, served_path
 from edge_runtime.protocol import Memory, Talk
 
@@ -89,6 +90,10 @@ class Store(Protocol):
 
     def keep_personal(self, run: str, data: bytes, serve: bool) -> None:
         """Make a run's newest personal model durable, and (`serve`) let it be the one that is served."""
+        ...
+
+    def profile(self) -> Profile | None:
+        """Read what this device tells each run of itself; None: nothing."""
         ...
 
     def served(self) -> bytes:
@@ -292,6 +297,10 @@ class FileStore:
         for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[_KEPT_RUNS - 1 :]:
             path.unlink(missing_ok=True)
 
+    def profile(self) -> Profile | None:
+        """Read what `edge-agent measure --publish` left; see `Store.profile`."""
+        return published.read(self.folder)
+
     def served(self) -> bytes:
         """Read the personal model that is served."""
         path = served_path(self.folder)
@@ -307,6 +316,7 @@ class MemoryStore:
         self.states: dict[str, bytes] = {}
         self.partials: dict[Blob, dict[int, bytes]] = {}
         self._served = b""
+        self.introduces: Profile | None = None
 
     def probe(self) -> None:
         """Memory is always writable."""
@@ -375,6 +385,10 @@ class MemoryStore:
         """Hold the personal model that is served."""
         if serve:
             self._served = data
+
+    def profile(self) -> Profile | None:
+        """Read what was put there; see `Store.profile`."""
+        return self.introduces
 
     def served(self) -> bytes:
         """Give the personal model that is served."""

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from edge_runtime import logs
+from edge_runtime.devices.energy import Recorder
+from edge_runtime.devices.sensors import Sensors
 from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.message import Task
 from edge_runtime.processes import die_with_parent
@@ -43,8 +45,9 @@ class Outcome:
 class ProcessTrainer:
     """Runs tasks in child processes; implements `agent.Trainer` on a `FileStore` folder."""
 
-    def __init__(self, job: Job, folder: Path, warm: bool = False) -> None:
+    def __init__(self, job: Job, folder: Path, warm: bool = False, sensors: Sensors | None = None) -> None:
         self._job, self._folder, self._warm = job, folder, warm
+        self._sensors = sensors or Sensors()
         self._child: subprocess.Popen[bytes] | None = None
         self._busy = False
         self._done: Callable[[Task, Outcome], None] = lambda task, outcome: None
@@ -81,9 +84,11 @@ class ProcessTrainer:
             _end(child)
 
     def _serve(self, child: subprocess.Popen[bytes], task: Task) -> None:
-        outcome = _ask(child, {"job": self._job, "task": asdict(task), "store": str(self._folder)})
+        with Recorder(self._sensors) as recorder:
+            outcome = _ask(child, {"job": self._job, "task": asdict(task), "store": str(self._folder)})
         if child is not self._child:
             return  # ended for another task, or with the agent
+        outcome = replace(outcome, metrics={**outcome.metrics, **recorder.figures()})
         self._busy = False
         if not self._warm:
             self.stop()

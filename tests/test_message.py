@@ -13,7 +13,9 @@ from edge_runtime.message import (
     Fate,
     Hello,
     Need,
+    Noted,
     Offer,
+    Profile,
     Refuse,
     Status,
     Task,
@@ -35,6 +37,10 @@ MESSAGES = [
     Offer("run", 3, "train", BLOB, {"wall-s": 1.5}),
     Need(DIGEST, (0, 1, 2)),
     Fate("run", 3, "train", DIGEST, "applied"),
+    Profile(
+        DIGEST, "Raspberry Pi 5", "Cortex-A76", "aarch64", 4, 8_000_000_000, model="cnn", backend="onnx", step_us=1
+    ),
+    Noted("run", DIGEST),
     Chunk(DIGEST, 7, b"data"),
 ]
 
@@ -63,7 +69,7 @@ def test_random_bytes_are_refused_or_understood_never_more(data: bytes) -> None:
     assert data[:1] == b"{"
 
 
-@given(st.integers(0, 9), st.data())
+@given(st.integers(0, len(MESSAGES) - 1), st.data())
 def test_a_damaged_message_is_refused_or_is_another_message(which: int, choose: st.DataObject) -> None:
     data = bytearray(encode(MESSAGES[which]))  # type: ignore[arg-type]
     data[choose.draw(st.integers(0, len(data) - 1))] ^= choose.draw(st.integers(1, 255))
@@ -71,7 +77,7 @@ def test_a_damaged_message_is_refused_or_is_another_message(which: int, choose: 
         decode(bytes(data))
     except DecodeError:
         return
-    assert which != 9, "a chunk's CRC did not notice"
+    assert not isinstance(MESSAGES[which], Chunk), "a chunk's CRC did not notice"
 
 
 @pytest.mark.parametrize(

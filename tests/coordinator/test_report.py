@@ -13,6 +13,7 @@ from rich.console import Console
 
 from edge_runtime.coordinator import plots, report, report_html, summary
 from edge_runtime.coordinator.report import Report, Row, RunInfo
+from edge_runtime.message import Profile
 
 DOCS = Path(__file__).parents[2] / "docs/report.md"
 ROW = Row(
@@ -198,7 +199,15 @@ def test_the_schema_of_version_one_has_these_keys_and_types() -> None:
     assert {key: type(value) for key, value in made.items()} == top
     assert made["schema"] == "edge-runtime/report/1"
     assert made["model"] == {"name": "watch-cnn", "parameters": 1000}
-    assert set(made["devices"][0]) == {"id", "choice", "training_rounds", "rejected", "times", *report.METRICS}
+    assert set(made["devices"][0]) == {
+        "id",
+        "choice",
+        "profile",
+        "training_rounds",
+        "rejected",
+        "times",
+        *report.METRICS,
+    }
     assert set(made["summary"]) == {"times", *report.METRICS}
     every = [*(made["summary"][name] for name in report.METRICS), *made["summary"]["times"].values()]
     assert all(set(stats) == {"mean", "p10", "p50", "p90"} for stats in every)
@@ -370,3 +379,43 @@ def test_messages_that_no_honest_device_sends_are_reported_by_device_and_told_in
     assert "9 messages refused (a: forged)" in str(summary.summary_table(made).caption)
     quiet = report.build(dataclasses.replace(INFO, dropped={"a": {"stale": 1, "repeated": 3}}), [])
     assert summary.summary_table(quiet).caption is None
+
+
+def test_energy_is_a_mean_of_rounds_heat_the_highest_and_throttling_a_part_of_the_rounds() -> None:
+    told = [
+        row(round=0, energy_j=10.0, temperature_c=50.0, throttled=0.0, battery=0.9),
+        row(round=1, energy_j=14.0, temperature_c=71.5, throttled=1.0, battery=0.8),
+        row(round=2, phase="evaluate", energy_j=1.0, temperature_c=60.0, throttled=0.0, battery=0.7),
+    ]
+    made = only(report.build(INFO, told))
+    assert [made[name] for name in ("energy_j", "temperature_c", "throttled", "battery")] == [12.0, 71.5, 0.5, 0.7]
+    detail = report.build(INFO, told)["rounds_detail"]
+    assert [entry["energy_j"]["mean"] for entry in detail] == [10.0, 14.0]
+    assert [entry["throttled"]["mean"] for entry in detail] == [0.0, 1.0]
+
+
+def test_hardware_is_shown_where_a_device_tells_it_and_nowhere_else() -> None:
+    bare, told = (
+        report.build(INFO, [row()]),
+        report.build(INFO, [row(energy_j=1234.0, temperature_c=71.5, throttled=1.0)]),
+    )
+    assert [name for _, name in summary.lines(bare) if name in ("energy_j", "temperature_c", "throttled")] == []
+    shown = {name: summary.cells(told, name)[0] for _, name in summary.lines(told)}
+    assert (shown["energy_j"], shown["temperature_c"], shown["throttled"]) == ("1.23 kJ", "72 °C", "100.0 %")
+    assert "energy per round" not in report_html.page(bare)
+    assert "<td>1.23 kJ</td>" in report_html.page(told)
+    assert "battery" not in report_html.page(told)
+
+
+def test_a_run_is_compared_with_its_baseline_in_joules() -> None:
+    other = report.build(dataclasses.replace(INFO, algorithm="fedavg"), [row(energy_j=20.0)])
+    compared = report.build(INFO, [row(energy_j=5.0)], [other])["baselines"]["fedavg"]["comparison"]
+    assert compared["energy_j_ratio"] == 0.25
+
+
+def test_what_a_device_said_it_is_stands_with_its_figures_and_on_the_page() -> None:
+    said = dict.fromkeys(vars(Profile("0" * 64))) | {"cpu": "Cortex-A76 <b>", "cores": 4}
+    made = report.build(dataclasses.replace(INFO, profiles={"a": said}), [row(), row(device="b")])
+    assert [device["profile"] for device in made["devices"]] == [said, None]
+    assert "<td>Cortex-A76 &lt;b&gt;, 4 cores</td>" in report_html.page(made)
+    assert "what it is" not in report_html.page(report.build(INFO, [row()]))
