@@ -20,7 +20,7 @@ MOST_COMMANDS = 6
 def first_block(section: int) -> str:
     """Give the first block of code of a section, counted from 1."""
     text = (ROOT / "README.md").read_text("utf-8").split("\n## ")[section]
-    return text.split("```\n")[1]
+    return text.split("```bash\n")[1].split("```")[0]
 
 
 def commands() -> list[str]:
