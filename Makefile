@@ -17,7 +17,8 @@ test: export OPENBLAS_NUM_THREADS = 1
 test: export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz chaos mlflow boards aarch64 docs format lint types wheel check-wheels clean
+.PHONY: help demo setup test fuzz chaos mlflow boards aarch64 docs format lint types wheel deb bundle try-install \
+        check-wheels clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -26,6 +27,9 @@ help: ## list the targets
 # `exec` leaves no shell in between: Ctrl-C reaches the program itself, and make waits until it has cleaned up.
 demo: $(VENV)/.demo-stamp ## set up and run the demo: a broker, a coordinator and 20 agents (ARGS="--rounds 5")
 	@exec $(BIN)/edge-coordinator demo $(ARGS)
+
+setup: $(VENV)/.demo-stamp ## set up .venv with both programs, and no more
+	@echo 'ready: $(BIN)/edge-coordinator and $(BIN)/edge-agent'
 
 test: $(VENV)/.test-stamp $(ORT_TRAINING)/.stamp ## set up and run all tests (ARGS="-k fedspa" for some)
 	@exec $(BIN)/python -m pytest -n auto $(ARGS)
@@ -63,6 +67,22 @@ types: $(VENV)/.test-stamp ## check the types
 
 wheel: $(VENV)/.test-stamp ## build sdist and wheel into dist/
 	@$(BIN)/python -m build --no-isolation --outdir dist .
+
+# Python of the devices: 3.11 is that of Debian 12 and Raspberry Pi OS 12, 3.13 that of Debian 13.
+PYTHONS ?= 3.11
+MACHINES ?= x86_64 aarch64
+PROGRAMS ?= edge-agent edge-coordinator
+
+deb: $(VENV)/.test-stamp ## build Debian packages into dist/ (MACHINES=aarch64 PYTHONS="3.11 3.13" PROGRAMS=edge-agent)
+	@for python in $(PYTHONS); do for machine in $(MACHINES); do for program in $(PROGRAMS); do \
+	  PYTHON=$(BIN)/python devices/packaging/deb.sh $$program $$machine $$python dist || exit 1; done; done; done
+
+bundle: $(VENV)/.test-stamp ## build archives of wheels for devices without a network (MACHINES=aarch64 PYTHONS=3.13)
+	@for python in $(PYTHONS); do for machine in $(MACHINES); do \
+	  PYTHON=$(BIN)/python devices/packaging/bundle.sh $$machine $$python onnx dist || exit 1; done; done
+
+try-install: $(VENV)/.test-stamp ## install, run and purge in clean systems of debootstrap's making (needs root; minutes)
+	@PYTHON=$(BIN)/python exec devices/packaging/try.sh $(ARGS)
 
 check-wheels: $(VENV)/.demo-stamp ## see whether the device install has wheels on x86-64 and aarch64, Python 3.11 to 3.13
 	@$(BIN)/python .ci/check_wheels.py

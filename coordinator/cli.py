@@ -1,17 +1,18 @@
 """`edge-coordinator`: what a person types on a server."""
 
 import argparse
+import contextlib
 import copy
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_runtime import __version__, algorithm, config, identity
 from edge_runtime.command_line import EXIT_CODES, Parser, add_command, offer, run_command, subcommands
 from edge_runtime.completion_cli import add_completion, complete
-from edge_runtime.coordinator import broker, reports_cli, run_cli
+from edge_runtime.coordinator import broker, device_cli, reports_cli, run_cli
 from edge_runtime.coordinator.bench_cli import add_bench
 from edge_runtime.coordinator.device_cli import add_fleet_commands, add_fleet_folder, fleet_of
 from edge_runtime.coordinator.doctor_cli import add_doctor
@@ -21,7 +22,10 @@ from edge_runtime.flags import add_compute, add_data, compute_table, data_table
 from edge_runtime.link_cli import add_link, link
 from edge_runtime.link_cli import fleet_of as fleet_name
 from edge_runtime.notify import Notifier
-from edge_runtime.unit_cli import add_unit
+from edge_runtime.service_cli import add_services
+
+if TYPE_CHECKING:
+    from edge_runtime.unit import Unit
 
 _EPILOG = f"""examples:
   edge-coordinator demo                    # all of it on this machine: a broker, 20 agents, a report
@@ -92,6 +96,7 @@ _START_EXAMPLES = """examples:
   edge-coordinator start --config run.toml -h broker.lan --cafile broker.pem -u coordinator -P secret
   edge-coordinator start --rounds 10 --set run.devices=3 --set algorithm.density=0.5
   edge-coordinator start --config run.toml --metrics 9464 --log json
+  edge-coordinator start --broker auto --rounds 10     # and the fleet's broker, as by `edge-coordinator broker`
 
 The same command again goes on with a run that was interrupted.
 """
@@ -100,6 +105,16 @@ _UNIT_EXAMPLES = """examples:
 
 What follows `--` is what `edge-coordinator start` is to be told. Files of --cafile, --cert, --key and --password-file
 are read by systemd and handed over.
+
+"""
+
+
+_INSTALL_EXAMPLES = """examples:
+  edge-coordinator install -- --config /etc/edge/run.toml
+  edge-coordinator install --dry-run --memory-mb 1000 -- --rounds 20
+
+What follows `--` is what `edge-coordinator start` is to be told. Run it again
+to change that: state stays.
 
 """
 
@@ -125,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
     reports_cli.add_report(commands)
     _add_export(commands)
     run_cli.add_run_commands(commands)
-    add_unit(commands, "edge-coordinator", _UNIT_EXAMPLES, _unit)
+    add_services(commands, "edge-coordinator", _unit, _install, (_UNIT_EXAMPLES, _INSTALL_EXAMPLES))
     add_bench(commands)
     add_doctor(commands)
     add_grafana(commands)
@@ -246,13 +261,14 @@ def _add_start(commands: Any) -> None:
     add_watching(start)
     add_link(start)
     add_fleet_folder(start)
+    start.add_argument("--broker", choices=broker.KINDS, help="start a broker too, while the run lasts")
     start.add_argument(
         "--folder", type=Path, metavar="DIR", help="the run's own folder; one that holds a run resumes it"
     )
 
 
 def _start(options: argparse.Namespace) -> None:
-    from edge_runtime.coordinator.demo import coordinate
+    from edge_runtime.coordinator.demo import Beside, coordinate
     from edge_runtime.coordinator.gate import Sealed
     from edge_runtime.seal import read_key
 
@@ -265,22 +281,45 @@ def _start(options: argparse.Namespace) -> None:
     folder = options.folder or options.runs / time.strftime("%Y%m%d-%H%M%S")
     connection = link(options, f"_coordinator-{tables['run']['fleet']}", who)
     gate = Sealed(who.fleet, read_key(who.key), fleet) if fleet and who else None
-    with Notifier(*config.service_manager()) as notifier, watching(options) as look:
-        done = coordinate(tables, connection, folder, options.runs, gate, notifier.beat, look)
+    with contextlib.ExitStack() as stack:
+        notifier = stack.enter_context(Notifier(*config.service_manager()))
+        beat, kind = notifier.beat, "external"
+        if options.broker:
+            running = stack.enter_context(device_cli.begin(options.broker, options, fleet))
+            connection, kind = device_cli.beside(running, connection), running.kind
+
+            def beat(alive: bool) -> None:
+                running.check()
+                notifier.beat(alive)
+
+        look = stack.enter_context(watching(options))
+        done = coordinate(tables, connection, folder, options.runs, gate, Beside(beat, look, kind))
     reports_cli.finish(done, options.json)
 
 
-def _unit(options: argparse.Namespace) -> None:
-    from edge_runtime.unit import Unit, credentials, render
+def _service(options: argparse.Namespace) -> "Unit":
+    from edge_runtime.unit import Unit, credentials
 
     start = parser().parse_args(["start", *options.arguments])
     arguments, files = credentials(start, options.arguments)
     folder = [] if start.folder else ["--folder", "run"]  # under the unit's own: started anew it goes on with the run
     name = f"edge-runtime: coordinator of {fleet_name(start, None)}"
+    limits = {"memory_mb": options.memory_mb, "cpu_percent": options.cpu_percent}
     command = ["start", *arguments, *folder]
     # A run that is finished is not to be started again.
-    unit = Unit("edge-coordinator", name, command, files, options.user, options.memory_mb, "on-failure")
-    sys.stdout.write(render(unit))
+    return Unit("edge-coordinator", name, command, files, options.user, restart="on-failure", **limits)
+
+
+def _unit(options: argparse.Namespace) -> None:
+    from edge_runtime.unit import render
+
+    sys.stdout.write(render(_service(options)))
+
+
+def _install(options: argparse.Namespace) -> None:
+    from edge_runtime import install, service
+
+    service.carry_out(options, install.Place("edge-coordinator"), _service(options), {})
 
 
 def _add_export(commands: Any) -> None:

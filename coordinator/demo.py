@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +88,18 @@ def simulated(tables: Tables, runs: Path, faults: Faults, compute: Compute, base
     return _report(outcomes, names, {"data": config.table(settings)}, folder, runs)
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What there is beside a run over a broker."""
+
+    beat: session.Beat
+    look: Look = nobody
+    broker: str = "external"
+    """Its kind, if it is ours: what the report calls it."""
+
+
 def coordinate(
-    tables: Tables,
-    connection: Link,
-    folder: Path,
-    runs: Path,
-    gate: Gate | None,
-    beat: session.Beat,
-    look: Look = nobody,
+    tables: Tables, connection: Link, folder: Path, runs: Path, gate: Gate | None, beside: Beside
 ) -> Reported:
     """Coordinate one run over a broker, or go on with it; with a `gate` messages are sealed.
 
@@ -103,7 +108,7 @@ def coordinate(
     """
     (run,) = _plans(tables, baseline=False)
     folder.mkdir(parents=True, exist_ok=True)
-    return _coordinate(run, connection, folder / run.config.algorithm, runs, gate, beat, look)
+    return _coordinate(run, connection, folder / run.config.algorithm, runs, gate, beside)
 
 
 def go_on(
@@ -114,14 +119,12 @@ def go_on(
     Raises:
         EdgeError: of whatever cannot be.
     """
-    return _coordinate(run, connection, folder, folder.parent.parent, gate, beat, look)
+    return _coordinate(run, connection, folder, folder.parent.parent, gate, Beside(beat, look))
 
 
-def _coordinate(
-    run: Run, connection: Link, folder: Path, runs: Path, gate: Gate | None, beat: session.Beat, look: Look
-) -> Reported:
-    with _watching(run, [], lambda: None, look) as watch:
-        outcome = session.over_mqtt(run, connection, folder, "external", watch, gate, beat)
+def _coordinate(run: Run, connection: Link, folder: Path, runs: Path, gate: Gate | None, beside: Beside) -> Reported:
+    with _watching(run, [], lambda: None, beside.look) as watch:
+        outcome = session.over_mqtt(run, connection, folder, beside.broker, watch, gate, beside.beat)
     return _report([outcome], [], {}, folder.parent, runs)
 
 

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from edge_runtime.command_line import Run, add_command, add_group, add_host, off
 from edge_runtime.coordinator import broker
 from edge_runtime.errors import ConfigError
 from edge_runtime.files import write_atomic
+from edge_runtime.link import Link
 
 if TYPE_CHECKING:
     from edge_runtime.coordinator.pki import Fleet
@@ -256,17 +257,28 @@ def _add_broker(parser: Any) -> None:
 
 def _broker(options: argparse.Namespace) -> None:
     fleet = None if options.insecure else fleet_of(options)
-    host = options.host or (_EVERYWHERE if fleet else "127.0.0.1")
-    port = options.port if options.port is not None else (fleet.port if fleet else _PORT)
     stop = until_signal()
-    folder = config.state_folder() / "broker"
-    with broker.start(options.kind, host, port, folder=folder, fleet=fleet, insecure=options.insecure) as running:
+    with begin(options.kind, options, fleet) as running:
         how = f"TLS, for fleet {fleet.name}" if fleet else "in clear"
         sys.stdout.write(f"{running.kind} listens on {running.host}:{running.port} ({how}); Ctrl-C stops it\n")
         sys.stdout.flush()
         while not stop():
             time.sleep(0.2)
             running.check()
+
+
+def begin(kind: str, options: argparse.Namespace, fleet: "Fleet | None") -> broker.Broker:
+    """Start a broker as the flags say, `-h` and `-p` being where it listens; see `broker.start`."""
+    host = options.host or (_EVERYWHERE if fleet else "127.0.0.1")
+    port = options.port if options.port is not None else (fleet.port if fleet else _PORT)
+    folder = config.state_folder() / "broker"
+    return broker.start(kind, host, port, folder=folder, fleet=fleet, insecure=options.insecure)
+
+
+def beside(running: broker.Broker, connection: Link) -> Link:
+    """Change a connection to one with a broker on this machine, whose certificate is good for loopback too."""
+    host = "127.0.0.1" if running.host == _EVERYWHERE else running.host
+    return replace(connection, host=host, port=running.port)
 
 
 def _add_config(parser: Any) -> None:

@@ -16,14 +16,15 @@ from edge_runtime.doctor_cli import add_doctor
 from edge_runtime.errors import ConfigError
 from edge_runtime.flags import add_compute, add_data, compute_table, data_table, limit
 from edge_runtime.infer_cli import add_infer
+from edge_runtime.link import wait_for
 from edge_runtime.link_cli import add_enroll, add_identity, add_link, fleet_of, identity_of, link
 from edge_runtime.measure_cli import add_measuring
 from edge_runtime.message import Hello, check_name
 from edge_runtime.mqtt import Mqtt
 from edge_runtime.notify import Notifier
+from edge_runtime.service_cli import INSTALL_EXAMPLES, UNIT_EXAMPLES, add_services
 from edge_runtime.store import FileStore
 from edge_runtime.trainer_process import Job, ProcessTrainer
-from edge_runtime.unit_cli import add_unit
 
 if TYPE_CHECKING:
     from edge_runtime.identity import Identity
@@ -39,15 +40,6 @@ _START_EXAMPLES = """examples:
   edge-agent start --data /var/lib/sensors         # after `edge-agent enroll gateway-7.edge`
   edge-agent start --id gateway-7 -h broker.lan --cafile broker.pem -u sensors -P secret --data /var/lib/sensors
   edge-agent start --id left-wrist -h 127.0.0.1 -p 1883 --data watch --part 3 --labels-per-class 5
-
-"""
-_UNIT_EXAMPLES = """examples:
-  edge-agent unit -- --identity /etc/edge/gateway-7.edge --data /srv/sensors > /etc/systemd/system/edge-agent.service
-  edge-agent unit --user sensors --memory-mb 400 -- --id gateway-7
-
-What follows `--` is what `edge-agent start` is to be told. --memory-mb is that of start: what tasks may take; what the
-agent takes is added. Files of --identity, --cafile, --cert, --key and --password-file are read by systemd and handed
-over.
 
 """
 
@@ -71,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     add_infer(commands)
     add_measuring(commands)
     add_doctor(commands, _add_start_flags, _job)
-    add_unit(commands, "edge-agent", _UNIT_EXAMPLES, _unit)
+    add_services(commands, "edge-agent", _unit, _install, (UNIT_EXAMPLES, INSTALL_EXAMPLES))
     add_completion(commands, "edge-agent")
     return program
 
@@ -86,6 +78,7 @@ def _add_start_flags(start: argparse.ArgumentParser) -> None:
     )
     add_identity(start)
     start.add_argument("--store", type=Path, metavar="DIR", help="where this device keeps its state")
+    start.add_argument("--wait", action="store_true", help="for a broker that is not there yet, instead of giving up")
     start.add_argument(
         "--warm", action="store_true", help="keep the trainer process between rounds: faster, more memory"
     )
@@ -121,8 +114,11 @@ def _start(options: argparse.Namespace) -> None:
     store = FileStore(folder)
     trainer = ProcessTrainer(job, folder, options.warm)
     hello = _hello(options, trainer.check())
-    transport = Mqtt(link(options, device, who))
-    asked = until_signal()
+    where, asked = link(options, device, who), until_signal()
+    if options.wait and not wait_for(where, asked):
+        store.close()
+        return
+    transport = Mqtt(where)
     with Notifier(*config.service_manager()) as notifier:
 
         def stop() -> bool:  # asked on every turn of the agent's loop
@@ -147,15 +143,18 @@ def _job(options: argparse.Namespace, device: str) -> Job:
 
 
 def _unit(options: argparse.Namespace) -> None:
-    from edge_runtime.unit import AGENT_MB, Unit, credentials, render
+    from edge_runtime.service import agent_unit
+    from edge_runtime.unit import render
 
     start = parser().parse_args(["start", *options.arguments])
-    arguments, files = credentials(start, options.arguments)
-    memory_mb = options.memory_mb and options.memory_mb + AGENT_MB
-    limit = ["--memory-mb", str(options.memory_mb)] if options.memory_mb and not start.memory_mb else []
-    command = ["start", *arguments, *limit]
-    name = f"edge-runtime: agent {check_name(start.id, '--id') if start.id else ''}".rstrip()
-    sys.stdout.write(render(Unit("edge-agent", name, command, files, options.user, memory_mb, cpu_weight=20)))
+    name = check_name(start.id, "--id") if start.id else None
+    sys.stdout.write(render(agent_unit(options, start, name)))
+
+
+def _install(options: argparse.Namespace) -> None:
+    from edge_runtime.service import install_agent
+
+    install_agent(options, parser().parse_args(["start", *options.arguments]))
 
 
 def _seals(who: "Identity | None") -> "Seals | None":

@@ -7,6 +7,7 @@ import select
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_S = 5.0
 _MOMENT_S = 0.3
+_LOOK_S = 0.5
 _DAY_S = 86_400
 NO_CHECK_TIME = 0x200000
 """OpenSSL's X509_V_FLAG_NO_CHECK_TIME, for which `ssl` has no name."""
@@ -93,6 +95,22 @@ class Witness:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def wait_for(link: Link, stop: Callable[[], bool]) -> bool:
+    """Wait until something listens where the broker is to be; False: `stop` said so before."""
+    said = ""
+    while not stop():
+        try:
+            socket.create_connection((link.host, link.port), CONNECT_S).close()
+            return True
+        except OSError as error:
+            trouble = why_unreachable(link, error)
+        if trouble != said:
+            log.warning("waiting: %s", trouble)
+        said = trouble
+        time.sleep(_LOOK_S)
+    return False
 
 
 def is_loopback(host: str) -> bool:

@@ -40,6 +40,8 @@ class Unit:
     """Most memory of the service, children included; 0: nine tenths of the machine's."""
     restart: str = "always"
     cpu_weight: int = 100
+    cpu_percent: int = 0
+    """Most CPU time of the service, in percent of one core, children included; 0: no limit."""
 
 
 def render(unit: Unit) -> str:
@@ -60,6 +62,7 @@ def render(unit: Unit) -> str:
         "USER": f"User={unit.user}" if unit.user else "DynamicUser=yes",
         "MEMORY": f"{unit.memory_mb}M" if unit.memory_mb else "90%",
         "CPU": str(unit.cpu_weight),
+        "QUOTA": f"CPUQuota={unit.cpu_percent}%" if unit.cpu_percent else "",
     }
     text = resources.files("edge_runtime").joinpath("systemd", "edge.service").read_text("utf-8")
     for name, value in values.items():
@@ -80,6 +83,11 @@ def credentials(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[
     return changed, files
 
 
+def with_absolute(arguments: Sequence[str], flag: str, path: Path) -> list[str]:
+    """Name a folder so that the service finds it from where it stands, which is its own state."""
+    return _replaced(arguments, (flag,), str(path.absolute()))
+
+
 def _replaced(arguments: Sequence[str], flags: Sequence[str], value: str) -> list[str]:
     """Give another value to a flag, however it is written."""
     kept: list[str] = []
@@ -94,9 +102,20 @@ def _replaced(arguments: Sequence[str], flags: Sequence[str], value: str) -> lis
 
 def _see(program: str) -> None:
     """Warn if the unit hides its own program."""
-    for folder in _HIDDEN:
-        if any(Path(word).is_relative_to(folder) for word in (*_program(program), sys.prefix)):
-            log.warning("this program lies under %s, which a unit may not see: install it under /opt, say", folder)
+    folder = hidden(program)
+    if folder:
+        log.warning("this program lies under %s, which a unit may not see: install it under /opt, say", folder)
+
+
+def hidden(program: str) -> str:
+    """Name the folder that a unit hides and in which its own program, or its Python, lies; "" if there is none."""
+    places = [Path(word) for word in (*_program(program), sys.prefix, sys.base_prefix)]
+    return next((folder for folder in _HIDDEN if any(place.is_relative_to(folder) for place in places)), "")
+
+
+def is_hidden(path: Path) -> bool:
+    """Say whether a unit hides `path`; what is temporary each service has for itself."""
+    return any(path.absolute().is_relative_to(folder) for folder in (*_HIDDEN, "/tmp", "/var/tmp"))  # noqa: S108
 
 
 def _program(name: str) -> list[str]:
