@@ -35,6 +35,7 @@ def add_new(commands: Any) -> None:
 
 def _new(options: argparse.Namespace) -> None:
     path = options.path.expanduser()
+    _check_free(path)
     made = write(path, package_name(options.name or path.resolve().name))
     sys.stdout.write("".join(f"{file}\n" for file in made))
     sys.stdout.write(f"\nnow: cd {path} && python -m pytest && edge-coordinator simulate --config run.toml\n")
@@ -60,9 +61,8 @@ def write(path: Path, name: str) -> list[Path]:
     Raises:
         ConfigError: `path` is there and not an empty folder, or cannot be written.
     """
+    _check_free(path)
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(f"{path}: is there already; choose another PATH, or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
             whole = Path(temporary) / "project"
@@ -74,6 +74,11 @@ def write(path: Path, name: str) -> list[Path]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}; choose another PATH") from error
     return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def _check_free(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path}: is there already; choose another PATH, or remove it")
 
 
 def _placed(file: Path, name: str) -> Path:

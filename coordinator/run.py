@@ -347,9 +347,19 @@ def describe(run: Run) -> dict[str, Any]:
     return {
         "run": config.table(run.config),
         "algorithm": run.description.config,
+        **_graphs(run.description.model),
         **({"variants": [_own_part(run, one) for one in run.variants]} if run.variants else {}),
         **({"parts": parts} if parts else {}),
     }
+
+
+def _graphs(card: ModelCard) -> dict[str, str]:
+    """Name the graphs that devices are given: a run that goes on must have the same, whatever became of their code."""
+    if not card.bundle:
+        return {}
+    graphs = bundle.unpack(card.bundle).graphs
+    digests = [hashlib.sha256(graphs[name]).hexdigest() for name in sorted(graphs)]
+    return {"graphs": hashlib.sha256("".join(digests).encode()).hexdigest()[:16]}
 
 
 def _own_part(run: Run, variant: Variant) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def test_a_loop_that_diverges_is_told_in_one_line(app: Path) -> None:
 
 def test_the_pages_command_trains(app: Path) -> None:
     (script,) = re.findall(r"^```bash\n(edge-coordinator simulate .*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    words = shlex.split(script)[1:]
+    words = shlex.split(script.replace("\\\n", " "))[1:]
     command = [sys.executable, "-m", "edge_runtime.coordinator.cli", *words, "--json"]
     done = subprocess.run(command, cwd=app, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ SENSOR = ["--data", "pumps.data:Sensor"]
 ALLOWED = ["--allow-algorithm", "pumps.fedmine"]
 
 
-def run(*command: str | Path, cwd: Path, path: Path | None = None, limit_s: float = 300) -> Any:
+def run(*command: str | Path, cwd: Path, path: Path | None = None, limit_s: float = 900) -> Any:
     places = [str(place) for place in (path, ROOT) if place]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     return subprocess.run(
