@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edge_runtime import coding, config, importance, wire
+from edge_runtime import algorithm, coding, config, importance, wire
 from edge_runtime import needs as reckoning
 from edge_runtime.coding import Coding
 from edge_runtime.compression import submodel
@@ -102,6 +102,9 @@ class Choices:
         limits = Limits(hello.room, hello.step_ms, hello.reference_us / 1000, hello.round_bytes)
         backend = hello.backend or _USUAL
         self._heard[device] = backend, limits
+        name = self._run.parts.name
+        if algorithm.is_own(name) and name not in hello.algorithms:
+            return Heard(f"it does not allow the algorithm {name}: install it there, and add --allow-algorithm {name}")
         if self._run.named(device) or not self._options or self._option(device):
             variant = self._usual(device)
             lacking = self._lacking(variant, self._told(self.down_of(device), hello), backend, limits)

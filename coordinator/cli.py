@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime import __version__, algorithm, config, identity
 from edge_runtime.command_line import EXIT_CODES, Parser, add_command, offer, run_command, subcommands
 from edge_runtime.completion_cli import add_completion, complete
-from edge_runtime.coordinator import broker, device_cli, reports_cli, run_cli
+from edge_runtime.coordinator import broker, device_cli, exporting, reports_cli, run_cli
 from edge_runtime.coordinator.bench_cli import add_bench
 from edge_runtime.coordinator.device_cli import add_fleet_commands, add_fleet_folder, fleet_of
 from edge_runtime.coordinator.doctor_cli import add_doctor
+from edge_runtime.coordinator.new import add_new
 from edge_runtime.coordinator.watch_cli import add_grafana, add_watching, watching
 from edge_runtime.errors import ConfigError
 from edge_runtime.flags import add_compute, add_data, compute_table, data_table
@@ -81,6 +82,7 @@ _SIMULATE_EXAMPLES = """examples:
   edge-coordinator simulate --rounds 20
   edge-coordinator simulate --data fashion-mnist --parts 100 --model lenet --set run.cohort=10
   edge-coordinator simulate --config study.toml --set algorithm.density=0.2 --json
+  edge-coordinator simulate --model my_project.models:net --set run.input=3x50 --data my_project.data:Sensor
 
 """
 _EXPORT_EXAMPLES = """examples:
@@ -121,6 +123,7 @@ to change that: state stays.
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `edge-coordinator`."""
+    sys.path.append("")  # code of one's own is also found in the folder where one stands
     program = parser()
     if config.asked_by_shell():
         complete(program)
@@ -139,6 +142,7 @@ def parser() -> argparse.ArgumentParser:
     add_fleet_commands(commands)
     reports_cli.add_report(commands)
     _add_export(commands)
+    add_new(commands)
     run_cli.add_run_commands(commands)
     add_services(commands, "edge-coordinator", _unit, _install, (_UNIT_EXAMPLES, _INSTALL_EXAMPLES))
     add_bench(commands)
@@ -153,7 +157,7 @@ def _add_run(parser: Any) -> None:
     tables = "TOML file with tables [run], [algorithm], [data], [variant.NAME]"
     group.add_argument("--config", type=Path, metavar="FILE", help=tables)
     flag = group.add_argument(
-        "--algorithm", metavar="NAME", help=f"{', '.join(algorithm.names())}, or a module of your own"
+        "--algorithm", metavar="NAME", help=f"{', '.join(algorithm.names())}, or package.module of yours"
     )
     offer(flag, algorithm.names)
     models = "built-in name, folder of a bundle, or package.module:factory of a torch module"
@@ -184,13 +188,17 @@ def _tables(
     for name in ("algorithm", "model", "rounds", "seed"):
         if getattr(options, name) is not None:
             tables["run"][name] = getattr(options, name)
-    usual = _USUAL.get(tables["run"].get("algorithm", ""), {}) if defaults is _DEFAULTS else {}
+    chosen = str(tables["run"].get("algorithm", ""))
+    usual = _USUAL.get(chosen, {}) if defaults is _DEFAULTS else {}
+    plain_defaults = (defaults or {}).get("algorithm", {})
+    if algorithm.is_own(chosen):  # which has defaults of its own, and perhaps none of these keys
+        defaults = {**(defaults or {}), "algorithm": {}}
     watches = tables["data"].get("name", getattr(options, "data", "")) == "watch"
     if tables["variant"] or not watches:  # a file says which device has what, or these are other devices
         usual = {name: table for name, table in usual.items() if name != "variant"}
     merged = {name: {**(defaults or {}).get(name, {}), **usual.get(name, {}), **tables[name]} for name in _TABLES}
     # The baseline is FedAvg as it is best on these data, not with what is usual for another algorithm.
-    plain = {"algorithm": {**(defaults or {}).get("algorithm", {}), **tables["algorithm"]}}
+    plain = {"algorithm": {**plain_defaults, **tables["algorithm"]}}
     merged, plain = copy.deepcopy(merged), copy.deepcopy(plain)
     config.override(merged, options.set)
     config.override(plain, [setting for setting in options.set if setting.strip().startswith("algorithm.")])
@@ -374,7 +382,7 @@ def _export(options: argparse.Namespace) -> None:
     for pattern in options.private:
         command += ["--private", pattern]
     command += run_cli.data_flags(options)
-    run_cli.start("bundle", command + (["--json"] if options.json else []))
+    exporting.start("bundle", command + (["--json"] if options.json else []))
     if not options.no_costs:
         from edge_runtime import bundle, costs
         from edge_runtime.coordinator import bench_costs

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_runtime import config, data
+from edge_runtime import algorithm, config, data
 from edge_runtime.compute import Compute
 from edge_runtime.coordinator import broker as brokers
 from edge_runtime.coordinator import fleet, live, report, session
@@ -53,7 +53,7 @@ def demo(tables: Tables, runs: Path, broker: str, warm: bool, baseline: bool, lo
     outcomes = []
     with (
         brokers.start(broker, folder=folder / "broker") as running,
-        fleet.agents(names, running, _flags(settings), folder, warm) as processes,
+        fleet.agents(names, running, [*_flags(settings), *_allowed(plans[0])], folder, warm) as processes,
     ):
         connection = Link(running.host, running.port, "_coordinator")
         for run in plans:
@@ -165,6 +165,12 @@ def _flags(settings: DataConfig) -> list[str]:
         if key not in ("name", "part"):
             flags += [f"--{'data-seed' if key == 'seed' else key}", str(value)]
     return ["--data", settings.name, *flags]
+
+
+def _allowed(run: Run) -> list[str]:
+    """Let agents of ours import what whoever started them wants to run."""
+    flags = ["--allow-model", run.config.model] if ":" in run.config.model and not run.config.input else []
+    return [*flags, *(["--allow-algorithm", run.parts.name] if algorithm.is_own(run.parts.name) else [])]
 
 
 def _folder(runs: Path) -> Path:

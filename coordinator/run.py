@@ -7,9 +7,6 @@ import functools
 import hashlib
 import json
 import math
-import subprocess
-import sys
-import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +14,10 @@ from typing import Any
 
 from edge_runtime import aggregate, algorithm, bundle, coding, config, models, seed_set, wire
 from edge_runtime.algorithm import Algorithm, CutServer
+from edge_runtime.bundle import Bundle
 from edge_runtime.compression import submodel
 from edge_runtime.compression.submodel import Cut
-from edge_runtime.coordinator import privacy, submodels, variants
+from edge_runtime.coordinator import own_model, privacy, submodels, variants
 from edge_runtime.coordinator.actions import Plan
 from edge_runtime.coordinator.variants import Option, Variant
 from edge_runtime.errors import ConfigError
@@ -85,6 +83,11 @@ class RunConfig:
     fleet: str = "default"
     chunk_bytes: int = CHUNK_BYTES
     """Size of the chunks in which payloads travel, both ways; a broker's largest packet must hold one and 150 bytes."""
+    input: str = ""
+    """Shape of one sample of a torch module, `3x32x32`: devices are given graphs of it, and need neither torch nor its
+    code. Empty: they have both, and are started with --allow-model."""
+    input_type: str = "float32"
+    """Of that sample: float32, or int64 for a module that begins with an embedding."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
@@ -99,6 +102,7 @@ class RunConfig:
         ):
             if getattr(self, name) < low:
                 raise ConfigError(f"run: {name} must be at least {low}, not {getattr(self, name)}")
+        self._check_input()
         for name in ("up", "down"):
             coding.parse(getattr(self, name), f"run: {name}")
         if self.importance not in ("first", "gradients"):
@@ -116,6 +120,12 @@ class RunConfig:
             raise ConfigError(f"run: privacy-delta must lie between 0 and 1, not {self.privacy_delta}")
         if self.deadline_s <= 0:
             raise ConfigError(f"run: deadline-s must be above 0, not {self.deadline_s}")
+
+    def _check_input(self) -> None:
+        if self.input and ":" not in self.model:
+            raise ConfigError(f"run: input: {self.model!r} has its own; it goes with package.module:factory of yours")
+        if self.input_type not in ("float32", "int64"):
+            raise ConfigError(f"run: input-type must be float32 or int64, not {self.input_type!r}")
 
 
 @dataclass(frozen=True)
@@ -229,7 +239,7 @@ def prepare(
     if cuts and "aggregate" in fields:
         table = {"aggregate": "owners" if table.get("aggregator", "mean") == "mean" else "cohort", **table}
     settings = config.build(parts.Config, table, "algorithm")
-    card, initial = _model(run.model, run.seed, parts.Client.own_model)
+    card, initial = _model(run, parts.Client.own_model)
     kept = bundle.unpack(card.bundle).private if card.bundle else ()
     if kept and getattr(settings, "private", "") == "auto":
         table = {**table, "private": ",".join(kept)}
@@ -311,26 +321,23 @@ def _known(run: RunConfig) -> dict[str, int]:
     return {"rounds": run.rounds, "cohort": run.buffer if run.habit == "asynchronous" else least}
 
 
-def _model(model: str, seed: int, own: bool) -> tuple[ModelCard, Flat]:
+def _model(run: RunConfig, own: bool) -> tuple[ModelCard, Flat]:
     """Give what devices must know of the run's model, and its initial values; `own`: theirs begin as these do."""
-    if (Path(model) / bundle.MANIFEST).exists():
-        graphs = bundle.read(Path(model))
-        if graphs.initial is None:
-            raise ConfigError(f"{model}: this bundle has no initial parameters; name the built-in model instead")
-        return ModelCard(graphs.model, graphs.layout, bundle.pack(graphs, initial=own)), graphs.initial
-    if ":" not in model:
-        spec = models.find(model)
-        return ModelCard(model, spec.layout), models.initial(spec, seed)
-    # A process of its own: torch's memory stays out of the coordinator.
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.npz"
-        command = [sys.executable, "-m", "edge_runtime.export.initial", model, "--seed", str(seed), "--out", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise ConfigError(f"model {model!r} cannot be made: {last}")
-        layout, initial = models.read_initial(path)
-    return ModelCard(model, layout), initial
+    if (Path(run.model) / bundle.MANIFEST).exists():
+        return _bundled(bundle.read(Path(run.model)), own, run.model)
+    if ":" not in run.model:
+        spec = models.find(run.model)
+        return ModelCard(run.model, spec.layout), models.initial(spec, run.seed)
+    if run.input:
+        return _bundled(own_model.exported(run.model, run.input, run.input_type, run.seed), own, run.model)
+    layout, initial = own_model.initial(run.model, run.seed)
+    return ModelCard(run.model, layout), initial
+
+
+def _bundled(graphs: Bundle, own: bool, model: str) -> tuple[ModelCard, Flat]:
+    if graphs.initial is None:
+        raise ConfigError(f"{model}: this bundle has no initial parameters; name the built-in model instead")
+    return ModelCard(graphs.model, graphs.layout, bundle.pack(graphs, initial=own)), graphs.initial
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -340,9 +347,19 @@ def describe(run: Run) -> dict[str, Any]:
     return {
         "run": config.table(run.config),
         "algorithm": run.description.config,
+        **_graphs(run.description.model),
         **({"variants": [_own_part(run, one) for one in run.variants]} if run.variants else {}),
         **({"parts": parts} if parts else {}),
     }
+
+
+def _graphs(card: ModelCard) -> dict[str, str]:
+    """Name the graphs that devices are given: a run that goes on must have the same, whatever became of their code."""
+    if not card.bundle:
+        return {}
+    graphs = bundle.unpack(card.bundle).graphs
+    digests = [hashlib.sha256(graphs[name]).hexdigest() for name in sorted(graphs)]
+    return {"graphs": hashlib.sha256("".join(digests).encode()).hexdigest()[:16]}
 
 
 def _own_part(run: Run, variant: Variant) -> dict[str, Any]:

@@ -5,18 +5,15 @@
 
 import argparse
 import difflib
-import importlib.util
 import json
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edge_runtime import config
 from edge_runtime.command_line import add_command, add_group, subcommands
 from edge_runtime.coordinator import reports_cli, runs_cli
-from edge_runtime.errors import ConfigError, DeviceError
+from edge_runtime.coordinator.exporting import start
+from edge_runtime.errors import ConfigError
 from edge_runtime.flags import add_data, data_table
 from edge_runtime.places import personal_path
 
@@ -41,12 +38,6 @@ _VERIFY_EXAMPLES = """examples:
 
 """
 _FORMS = ("auto", "float32", "sparse", "codes", "int8")
-_NEEDED = {
-    "bundle": ("torch", "torch_pruning", "onnx", "onnxscript", "onnxruntime"),
-    "compressed": ("onnx", "onnxruntime", "cryptography"),
-    "manifest": ("cryptography",),
-}
-"""What the programs of `export/` need beside what a coordinator has."""
 
 
 def add_run_commands(commands: Any) -> None:
@@ -128,27 +119,3 @@ def find(folder: Path, device: str | None) -> Path:
         f"{folder}: holds no personal model of {device}: let a run collect them (--set run.collect=true), or copy "
         f"personal/{personal_path(Path(), run).name} from the device's store, and name it with --personal"
     )
-
-
-def start(module: str, arguments: Sequence[str]) -> None:
-    """Run a program of `export/` in a process of its own, so that its frameworks stay out of this one.
-
-    Raises:
-        ConfigError, DeviceError: as it says in the last line that it writes to stderr; the others go on to ours.
-    """
-    missing = [name for name in _NEEDED[module] if not importlib.util.find_spec(name)]
-    if missing:
-        raise ConfigError(f"export needs {', '.join(missing)}; run: pip install 'edge-runtime[export]'")
-    command = [sys.executable, "-W", "ignore", "-m", f"edge_runtime.export.{module}", *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        last = ""
-        for line in process.stderr or ():
-            if last and line.strip():
-                print(last, file=sys.stderr)
-            last = line.strip() or last
-    if process.returncode:
-        last = last or "no reason given"
-        kind = {error.exit_code: error for error in (ConfigError, DeviceError)}.get(process.returncode)
-        raise kind(last) if kind else ConfigError(f"export failed: {last}")
-    if last:
-        print(last, file=sys.stderr)

@@ -42,7 +42,7 @@ class Outcome:
     wall_s: float
     broker: str
     choices: dict[str, str]
-    """What was chosen for devices by their budgets, and why."""
+    """What was chosen for devices by their budgets, and why; or why they got no task."""
     privacy: str
     """What the run has promised to its devices (`privacy.statement`); empty: nothing was asked."""
     dropped: Mapping[str, Mapping[str, int]]
@@ -89,7 +89,7 @@ def over_mqtt(
 
         serve(coordinator, inbox, transport, run.deadline_s, turn)
         rows, rejected = figures.rows(journal.accepted(), run), journal.rejected()
-        choices, promised = journal.devices.choices(), _promised(journal, run)
+        choices, promised = _given(journal), _promised(journal, run)
         told = profiles_of(folder)
         _keep_model(folder, coordinator)
     finally:
@@ -108,12 +108,17 @@ def in_memory(run: Run, scene: Scene, folder: Path, watch: Watch) -> Outcome:
         run_id = _identify(journal, run, name)
         coordinator = simulate(run, run_id, scene, journal, watch)
         rows, rejected = figures.rows(journal.accepted(), run), journal.rejected()
-        choices, promised = journal.devices.choices(), _promised(journal, run)
+        choices, promised = _given(journal), _promised(journal, run)
         _keep_model(folder, coordinator)
     finally:
         journal.close()
     dropped, spent_s = coordinator.dropped.counts, time.monotonic() - since_s
     return Outcome(run, run_id, rows, rejected, started, spent_s, "loopback", choices, promised, dropped)
+
+
+def _given(journal: Journal) -> dict[str, str]:
+    lacking = {device: f"no task: {why}" for device, why in journal.devices.unfit().items()}
+    return {**lacking, **journal.devices.choices()}
 
 
 def _promised(journal: Journal, run: Run) -> str:

@@ -95,9 +95,10 @@ class Scene:
     hellos: Mapping[str, Hello] = field(default_factory=dict)
     """What devices say of themselves, by id; those that are not there say what `compute` has."""
 
-    def hello(self, device: str) -> Hello:
-        """Say what a device says of itself."""
-        return self.hellos.get(device, Hello("simulated", room=self.compute.memory_mb * 1_000_000))
+    def hello(self, device: str, algorithm: str) -> Hello:
+        """Say what a device says of itself: it allows the algorithm of the run, which this very process has loaded."""
+        room_bytes = self.compute.memory_mb * 1_000_000
+        return self.hellos.get(device, Hello("simulated", room=room_bytes, algorithms=(algorithm,)))
 
 
 def simulate(
@@ -171,9 +172,10 @@ def _devices(bus: Loopback, run: Run, scene: Scene, coordinator: Coordinator) ->
     for part, name in enumerate(scene.devices):
         if not fnmatch.fnmatchcase(name, scene.only):
             continue
-        hello = scene.hello(name)
+        hello = scene.hello(name, run.parts.name)
         compute = replace(scene.compute, memory_mb=-(-hello.room // 1_000_000))
-        job = trainer.Job(name, replace(scene.data, part=part), str(scene.cache), compute, scene.factories)
+        allowed = scene.factories, hello.algorithms
+        job = trainer.Job(name, replace(scene.data, part=part), str(scene.cache), compute, *allowed)
         store = MemoryStore()
         workshop = crooked if name in liars else honest
         work = functools.partial(trainer.work, job, store=store, workshop=workshop)

@@ -1,6 +1,7 @@
 """What an algorithm is: the waist between the mathematics and everything that moves, stores or trains.
 
-An algorithm is one module in `edge_runtime/algorithms/` (or one of the user's own) with five names, in this order:
+An algorithm is one module in `edge_runtime/algorithms/` (or one of the user's own, which the owner of a device has
+allowed there) with five names, in this order:
 
     Config    frozen dataclass: the paper's symbols paired with words; checks itself in __post_init__ (ConfigError)
     Down      frozen dataclass: what the server half sends to one device for one round
@@ -19,6 +20,7 @@ where shared ones belong, no wire can see.) Down is free: a server never has pri
 with.
 """
 
+import dataclasses
 import difflib
 import importlib
 import pkgutil
@@ -30,11 +32,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime import own
 from edge_runtime.compression.submodel import Cut
 from edge_runtime.errors import ConfigError
 from edge_runtime.mask import Mask
 from edge_runtime.seed_set import SeedSet
-from edge_runtime.tree import Flat, Layout, Tree
+from edge_runtime.tree import Flat, Layout, Part, Tree
 
 M = typing.TypeVar("M")
 Value = int | float | bytes | Flat
@@ -312,23 +315,82 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
 
+def is_own(name: str) -> bool:
+    """Say whether an algorithm is code of the user's own, which a device imports only if its owner allows it."""
+    return "." in name
+
+
 def load(name: str) -> Algorithm:
     """Find an algorithm: a name from `names()`, or the dotted path of a user's own module.
 
+    It is imported: where somebody else said the name, ask `is_own` first.
+
     Raises:
-        ConfigError: no such algorithm (with the nearest name), or the module lacks one of the five names.
+        ConfigError: no such algorithm (with the nearest name), or the module is none.
     """
     known = names()
     if name not in known and "." not in name:
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"algorithm: {name!r} is unknown{hint} (known: {', '.join(known)})")
-    try:
-        module = importlib.import_module(f"edge_runtime.algorithms.{name}" if name in known else name)
-        parts = [getattr(module, part) for part in ("Config", "Down", "Up", "Client", "Server")]
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"algorithm: {name!r} cannot be loaded: {error}") from error
-    return Algorithm(name, *parts)
+        raise ConfigError(
+            f"algorithm: {name!r} is unknown{hint} (known: {', '.join(known)}, or package.module of yours)"
+        )
+    if ":" in name:
+        raise ConfigError(f"algorithm: {name!r}: an algorithm is a whole module; write {name.partition(':')[0]!r}")
+    if name in known:
+        module = importlib.import_module(f"edge_runtime.algorithms.{name}")
+    else:
+        module = own.module(name, "algorithm")
+        check_module(name, module)
+    return Algorithm(name, *(getattr(module, part) for part in _FIVE))
+
+
+_FIVE = ("Config", "Down", "Up", "Client", "Server")
+_SETTINGS = (int, float, bool, str)
+_CARRIED = (int, float, bytes, Part)
+_METHODS = {
+    "Client": ("shared", "personal", "round", "state"),
+    "Server": ("down", "absorb", "close", "shared", "state", "restore"),
+}
+
+
+def check_module(name: str, module: Any) -> None:
+    """See that a module has the form of an algorithm, so that what is missing shows before a run and not within it.
+
+    Raises:
+        ConfigError: what it lacks.
+    """
+    for part in _FIVE:
+        if not isinstance(getattr(module, part, None), type):
+            raise ConfigError(f"algorithm: {name!r} lacks the class {part}; it must have {', '.join(_FIVE)}")
+    for part, kinds in (("Config", _SETTINGS), ("Down", _CARRIED), ("Up", _CARRIED)):
+        _check_fields(f"algorithm: {name}.{part}", getattr(module, part), kinds)
+    for part, methods in _METHODS.items():
+        for method in methods:
+            if not callable(getattr(getattr(module, part), method, None)):
+                raise ConfigError(f"algorithm: {name}.{part} lacks the method {method} (see edge_runtime/algorithm.py)")
+    if type(getattr(module.Client, "own_model", None)) is not bool:
+        raise ConfigError(f"algorithm: {name}.Client lacks own_model; write own_model = False in the class")
+    habits = getattr(module.Server, "habits", ())
+    if not isinstance(habits, tuple) or not habits or not set(habits) <= set(_HABITS):
+        raise ConfigError(f"algorithm: {name}.Server lacks habits; write habits = ('synchronous',) in the class")
+
+
+_HABITS = ("synchronous", "asynchronous", "decentralised")
+
+
+def _check_fields(where: str, kind: Any, allowed: tuple[Any, ...]) -> None:
+    """See that a class is a dataclass of fields that settings may have, or that the wire carries."""
+    if not dataclasses.is_dataclass(kind):
+        raise ConfigError(f"{where} is not a dataclass; put @dataclass(frozen=True) above it")
+    hints, marks = typing.get_type_hints(kind), typing.get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        if hint not in allowed and not (Part in allowed and typing.get_origin(hint) is np.ndarray):
+            spoken = ", ".join(one.__name__ for one in allowed) + (" and tree.Flat" if Part in allowed else "")
+            raise ConfigError(f"{where}.{field.name} is a {getattr(hint, '__name__', hint)}; it may be {spoken}")
+    if sum(hasattr(mark, "__metadata__") for mark in marks.values()) > 1:
+        raise ConfigError(f"{where}: of its vectors only one may be Shared, Change or Posteriors; make the others Flat")
 
 
 def private_names(settings: Any, layout: Layout) -> tuple[str, ...]:

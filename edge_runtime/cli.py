@@ -19,9 +19,10 @@ from edge_runtime.infer_cli import add_infer
 from edge_runtime.link import wait_for
 from edge_runtime.link_cli import add_enroll, add_identity, add_link, fleet_of, identity_of, link
 from edge_runtime.measure_cli import add_measuring
-from edge_runtime.message import Hello, check_name
+from edge_runtime.message import MAX_ALGORITHM, MAX_ALGORITHMS, Hello, check_name
 from edge_runtime.mqtt import Mqtt
 from edge_runtime.notify import Notifier
+from edge_runtime.own import is_module
 from edge_runtime.service_cli import INSTALL_EXAMPLES, UNIT_EXAMPLES, add_services
 from edge_runtime.store import FileStore
 from edge_runtime.trainer_process import Job, ProcessTrainer
@@ -40,6 +41,7 @@ _START_EXAMPLES = """examples:
   edge-agent start --data /var/lib/sensors         # after `edge-agent enroll gateway-7.edge`
   edge-agent start --id gateway-7 -h broker.lan --cafile broker.pem -u sensors -P secret --data /var/lib/sensors
   edge-agent start --id left-wrist -h 127.0.0.1 -p 1883 --data watch --part 3 --labels-per-class 5
+  edge-agent start --data my_project.data:Sensor --allow-algorithm my_project.fedmine
 
 """
 
@@ -85,6 +87,14 @@ def _add_start_flags(start: argparse.ArgumentParser) -> None:
     start.add_argument(
         "--allow-model", action="append", default=[], metavar="MODULE:FACTORY", help="model code that may be imported"
     )
+    start.add_argument(
+        "--allow-algorithm",
+        action="append",
+        default=[],
+        type=_own_algorithm,
+        metavar="MODULE",
+        help="algorithm of yours that tasks may have: package.module, installed here; repeatable",
+    )
     group = start.add_argument_group(
         "wire", "cheaper ways than the run's: bf16 or step:S, and bits:B of updates and posteriors"
     )
@@ -100,6 +110,12 @@ def _add_start_flags(start: argparse.ArgumentParser) -> None:
     add_link(start)
 
 
+def _own_algorithm(text: str) -> str:
+    if not is_module(text) or len(text) > MAX_ALGORITHM:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a module, my_project.fedmine say")
+    return text
+
+
 def _start(options: argparse.Namespace) -> None:
     who = identity_of(options, options.id)
     if who is None and options.id is None:
@@ -107,6 +123,8 @@ def _start(options: argparse.Namespace) -> None:
     device = who.name if who else check_name(options.id, "--id")
     fleet = fleet_of(options, who)
     job = _job(options, device)
+    if len(options.allow_algorithm) > MAX_ALGORITHMS:
+        raise ConfigError(f"--allow-algorithm: at most {MAX_ALGORITHMS} are taken, not {len(options.allow_algorithm)}")
     for flag in ("up", "down"):
         if getattr(options, flag):
             coding.parse(getattr(options, flag), f"--{flag}")
@@ -138,6 +156,7 @@ def _job(options: argparse.Namespace, device: str) -> Job:
         "cache": str(config.cache_folder()),
         "compute": compute_table(options),
         "factories": options.allow_model,
+        "algorithms": options.allow_algorithm,
         "up": options.up,
     }
 
@@ -176,6 +195,7 @@ def _hello(options: argparse.Namespace, found: dict[str, float]) -> Hello:
         reference_us=round(1000 * found["reference-ms"]),
         step_ms=options.step_ms,
         round_bytes=1000 * options.round_kb,
+        algorithms=tuple(options.allow_algorithm),
     )
 
 

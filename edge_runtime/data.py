@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from edge_runtime import partition
 from edge_runtime.algorithm import Batch
-from edge_runtime.datasets import fashion_mnist, folder, watch
+from edge_runtime.datasets import adapter, fashion_mnist, folder, watch
 from edge_runtime.errors import ConfigError, DeviceError
 from edge_runtime.files import write_atomic
 from edge_runtime.seed_set import SeedSet
@@ -40,7 +40,10 @@ class DataConfig:
     """Which data, and which part of it."""
 
     name: str = "watch"
-    """watch, fashion-mnist, or the path of a folder of your own (see `datasets/folder.py`)."""
+    """watch, fashion-mnist, the path of a folder of your own (see `datasets/folder.py`), or `package.module:Class` of
+    your own (see `datasets/adapter.py`)."""
+    source: str = ""
+    """What that class is made with."""
     part: int = 0
     """Which device's part, from 0."""
     parts: int = 20
@@ -88,8 +91,18 @@ class DataConfig:
             raise ConfigError(f"data: degrees must be from -360 to 360, not {self.degrees}")
         if self.test not in _TESTS:
             raise ConfigError(f"data: test must be one of {', '.join(_TESTS)}, not {self.test!r}")
+        self._check_source()
         if self.seed < 0:
             raise ConfigError(f"data: seed must be 0 or more, not {self.seed}")
+
+    def _check_source(self) -> None:
+        if self.source and not self.by_class:
+            raise ConfigError(f"data: source goes with a class of your own, package.module:Class, not {self.name!r}")
+
+    @property
+    def by_class(self) -> bool:
+        """Say whether a class of the user's own reads the data."""
+        return ":" in self.name and not Path(self.name).expanduser().is_dir()
 
 
 @dataclass(frozen=True)
@@ -141,8 +154,10 @@ def device_names(config: DataConfig) -> list[str]:
     """Name the devices that share the data, in the order of their parts.
 
     Raises:
-        ConfigError: a folder of the user's own that holds no data, or no such data set.
+        ConfigError: a folder or class of the user's own that has no data, or no such data set.
     """
+    if config.by_class:
+        return adapter.names(config.name, config.source)
     if config.name == "watch":
         return watch.names()[: config.parts]
     if config.name == "fashion-mnist":
@@ -157,7 +172,10 @@ def load(config: DataConfig, cache: Path) -> Split:
         ConfigError: no such data set (or not installed, with the command that does it), or a damaged file.
         DeviceError: `cache` cannot be written.
     """
-    if config.name == "watch":
+    if config.by_class:
+        read, called = adapter.read(config.name, config.source, config.part)
+        split = Split(*read, len(called), called)
+    elif config.name == "watch":
         key = {"name": "watch"}
         arrays = _cached(cache, key, config.part, lambda: watch.parts(watch.find()))
         split = Split(*arrays, watch.CLASSES, watch.CLASS_NAMES)
@@ -207,7 +225,8 @@ def _own(name: str) -> Path:
     path = Path(name).expanduser()
     if not path.is_dir():
         near = difflib.get_close_matches(name, _SETS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(_SETS)}, or a folder of your own)"
+        known = f" (known: {', '.join(_SETS)}, or a folder or package.module:Class of your own)"
+        hint = f"; did you mean {near[0]!r}?" if near else known
         raise ConfigError(f"data: {name!r} is neither a data set nor a folder{hint}")
     return path
 

@@ -36,8 +36,12 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say which data a device has."""
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--data", default="watch", metavar="NAME|DIR", help="watch, fashion-mnist or a folder of NPZ files"
+        "--data",
+        default="watch",
+        metavar="NAME|DIR|CLASS",
+        help="watch, fashion-mnist, a folder of NPZ files, or package.module:Class of your own",
     )
+    group.add_argument("--source", metavar="TEXT", help="what that class is made with: a folder, an address")
     group.add_argument("--part", type=int, default=0, metavar="K", help="which device's part of a built-in data set")
     group.add_argument("--parts", type=int, metavar="N", help="parts of fashion-mnist")
     group.add_argument("--labels-per-class", type=int, metavar="N", help="keep only N labelled samples per class")
@@ -56,7 +60,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def data_table(options: argparse.Namespace) -> dict[str, Any]:
     """Read the data flags as a table of `data.DataConfig`; flags that were not given are left out."""
-    names = ["parts", "labels_per_class", "partition", "alpha", "classes_per_device"]
+    names = ["source", "parts", "labels_per_class", "partition", "alpha", "classes_per_device"]
     names += ["domains", "degrees", "samples", "test", "test_samples"]
     table = {"name": options.data, "part": options.part, "seed": options.data_seed}
     table |= {name.replace("_", "-"): getattr(options, name) for name in names}

@@ -40,6 +40,7 @@ from typing import Any, NoReturn
 
 from edge_runtime.coding import WIRE_VERSION
 from edge_runtime.errors import ConfigError, DecodeError
+from edge_runtime.own import is_module
 
 MAX_MESSAGE_BYTES = 120_000
 MAX_CONTROL_BYTES = 4_096
@@ -57,6 +58,8 @@ _MAGIC = b"\xec\x01"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_TEXT = 512
+MAX_ALGORITHMS, MAX_ALGORITHM = 8, 128
+"""Of a hello: how many, and how long the name of each may be."""
 _MAX_METRICS = 32
 _MAX_INT = 2**53 - 1
 
@@ -105,6 +108,8 @@ class Hello:
     """Longest step of training that the device takes on."""
     round_bytes: int = 0
     """Most that it wants to receive and send for a round of training."""
+    algorithms: tuple[str, ...] = ()
+    """Algorithms of its owner's own that tasks may have (`package.module`); those that are built in need no word."""
 
 
 @dataclass(frozen=True)
@@ -357,7 +362,9 @@ def _check(where: str, name: str, hint: Any, value: Any) -> Any:
     if hint is Blob:
         return _build(Blob, value)
     if isinstance(hint, types.GenericAlias):
-        return _check_metrics(where, value) if hint.__origin__ is dict else _check_want(where, value)
+        if hint.__origin__ is dict:
+            return _check_metrics(where, value)
+        return _check_algorithms(where, value) if hint.__args__[0] is str else _check_want(where, value)
     if type(value) is not hint:
         raise DecodeError(f"{where}: not a {hint.__name__}")
     if hint is int and not 0 <= value <= _MAX_INT:
@@ -381,6 +388,14 @@ def _check_want(where: str, value: Any) -> tuple[int, ...]:
         raise DecodeError(f"{where}: not 1 to {WINDOW} indices")
     if not all(type(index) is int and 0 <= index < 2**32 for index in value):
         raise DecodeError(f"{where}: an index is out of range")
+    return tuple(value)
+
+
+def _check_algorithms(where: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > MAX_ALGORITHMS:
+        raise DecodeError(f"{where}: not at most {MAX_ALGORITHMS} names")
+    if not all(isinstance(name, str) and len(name) <= MAX_ALGORITHM and is_module(name) for name in value):
+        raise DecodeError(f"{where}: one is not the name of a module")
     return tuple(value)
 
 

@@ -75,6 +75,8 @@ class Job:
     compute: Compute = DEFAULT
     factories: tuple[str, ...] = ()
     """Models `package.module:factory` that this device is willing to import; built-in models need none."""
+    algorithms: tuple[str, ...] = ()
+    """Algorithms `package.module` that it is willing to import; those that are built in need none."""
     up: str = ""
     """How this device would have its updates coded, if the run's way is dearer."""
 
@@ -97,7 +99,7 @@ def work(job: Job, task: Task, store: Store, workshop: Workshop | None = None, k
 def _work(job: Job, task: Task, store: Store, workshop: Workshop, keep: bool) -> Outcome:
     run = setup.decode(store.read(task.setup.digest))
     split = workshop.split(job.data, Path(job.cache))
-    parts = algorithm.load(run.algorithm)
+    parts = _algorithm(job, run.algorithm)
     settings = config.build(parts.Config, run.config, "algorithm")
     shared_model, name = _load(job, run.model, workshop), (run.own or run.model).name
     _check_private(run, algorithm.private_names(settings, shared_model.layout), task.phase)
@@ -170,10 +172,22 @@ def _check_private(run: setup.Setup, found: tuple[str, ...], phase: str) -> None
         raise DeviceError(f"the run's settings and its set-up differ in whether {names} is private")
 
 
+def _algorithm(job: Job, name: str) -> algorithm.Algorithm:
+    """Load the algorithm of a run; code that the device's owner has not named is never imported."""
+    if algorithm.is_own(name) and name not in job.algorithms:
+        raise DeviceError(
+            f"algorithm {name!r} is code that this device does not allow: start it with --allow-algorithm"
+        )
+    return algorithm.load(name)
+
+
 def _load(job: Job, card: setup.ModelCard, workshop: Workshop) -> Model:
     """Load a model, which must have the tensors that the coordinator says."""
     if ":" in card.name and not card.bundle and card.name not in job.factories:
-        raise DeviceError(f"model {card.name!r} is code that this device does not allow: start it with --allow-model")
+        raise DeviceError(
+            f"model {card.name!r} is code that this device does not allow: start it with --allow-model, or give the "
+            "run an input, so that devices get graphs of it"
+        )
     if card.cut and narrow.find(card.name, card.cut).layout != card.layout:
         raise DecodeError(f"setup: the part of {card.name!r} that it names has other tensors than it says")
     model = workshop.model(job.compute, card)
@@ -355,9 +369,11 @@ def serve(read_line: Callable[[], bytes], write: Callable[[bytes], object]) -> N
 
 
 def check(job: Job) -> Outcome:
-    """See whether the device's data loads, what memory is left beside it, and how fast this machine is."""
+    """See whether the device's data and its own algorithms load, what memory is left, and how fast this machine is."""
     try:
         split = data.load(job.data, Path(job.cache))
+        for name in job.algorithms:
+            algorithm.load(name)
     except (ConfigError, DeviceError) as error:
         return Outcome(reason=str(error))
     backend = usual(job.compute)
@@ -376,7 +392,8 @@ def _serve_task(job: Job, record: dict[str, Any], folder: Path) -> Outcome:
 def _job(record: dict[str, Any]) -> Job:
     settings = config.build(data.DataConfig, record["data"], "data")
     compute = config.build(Compute, record["compute"], "compute")
-    return Job(**{**record, "data": settings, "compute": compute, "factories": tuple(record["factories"])})
+    allowed = {name: tuple(record[name]) for name in ("factories", "algorithms")}
+    return Job(**{**record, "data": settings, "compute": compute, **allowed})
 
 
 def main() -> None:

@@ -7,6 +7,7 @@
 
 import argparse
 import dataclasses
+import fcntl
 import fnmatch
 import json
 import re
@@ -27,9 +28,10 @@ from edge_runtime.bundle import Bundle
 from edge_runtime.compression import submodel
 from edge_runtime.compression.submodel import Cut
 from edge_runtime.data import DataConfig, Split
-from edge_runtime.errors import ConfigError
-from edge_runtime.export import channels, check, graphs, packed, program
+from edge_runtime.errors import ConfigError, DecodeError
+from edge_runtime.export import channels, check, graphs, origin, packed, program
 from edge_runtime.export import importance as importances
+from edge_runtime.files import write_atomic
 from edge_runtime.models import ModelSpec
 from edge_runtime.tree import Flat
 
@@ -99,6 +101,29 @@ def of(source: Source, memory: graphs.Knob = "recompute") -> Bundle:
         bundle.GROWTH: packed.growth(made.backward, layout),
     }
     return Bundle(source.name, layout, *ends, *versions, content, None)
+
+
+def kept(source: Source, memory: graphs.Knob, folder: Path) -> Bundle:
+    """Make a bundle as `of` does and check it, or read it in `folder` where it was made before of the same code.
+
+    One at a time: who waits for another that makes the same finds it there.
+
+    Raises:
+        ConfigError: the module cannot be exported, or its graphs compute something else.
+    """
+    ends = [*source.input_shape, source.input_type, *source.private, memory]
+    path = folder / f"own-{origin.digest(source.name, source.module, ends)}.bundle"
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            return bundle.unpack(path.read_bytes())
+        except (OSError, DecodeError):
+            print(f"{source.name}: making its graphs, once: half a minute", file=sys.stderr, flush=True)
+            made = of(source, memory)
+            check.parity(source.module, made)
+            write_atomic(path, bundle.pack(made), durable=False)
+            return made
 
 
 def importance(source: Source, by: str, split: Split | None) -> NDArray[np.floating] | None:
@@ -184,6 +209,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cut", type=bytes.fromhex, default=b"")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--kept", type=Path)
+    parser.add_argument("--quiet", action="store_true")
     parser.add_argument("--json", action="store_true")
     flags.add_data(parser)
     parser.set_defaults(data=None)
@@ -230,10 +257,14 @@ def _run(options: argparse.Namespace) -> None:
             raise ConfigError(f"--width must be above 0 and at most 1, not {width:g}")
     if ":" in options.model:
         source = factory(options.model, options.seed, _shape(options.input), options.type, options.private)
-        made = dataclasses.replace(of(source, memory), initial=source.flat())
     else:
         source = built_in(narrow.find(options.model, options.cut))
-        made = of(source, memory)
+    if options.kept:
+        write(dataclasses.replace(kept(source, memory, options.kept), initial=source.flat()), options.out)
+        return
+    made = of(source, memory)
+    if ":" in options.model:
+        made = dataclasses.replace(made, initial=source.flat())
     found = check.parity(source.module, made)
     scores = importance(source, options.by, _split(options)) if options.width else None
     parts = {}

@@ -124,7 +124,8 @@ def _check_settings(options: argparse.Namespace) -> None:
     config.override(tables, getattr(options, "set", []))
     chosen = tables["run"].get("algorithm") or getattr(options, "algorithm", None)
     known = {"robust", *(key for name in ([chosen] if chosen else algorithm.names()) for key in _keys(name))}
-    config.build(RunConfig, tables["run"], "run")
+    model = {"model": options.model} if isinstance(getattr(options, "model", None), str) else {}
+    config.build(RunConfig, {**model, **tables["run"]}, "run")
     config.build(DataConfig, tables["data"], "data")
     own = [key for table in tables["variant"].values() for key in table]
     for key in (*tables["algorithm"], *own):
@@ -172,7 +173,7 @@ def table_fault(path: Path) -> str:
         if "widths" in run or any("width" in table for table in tables["variant"].values()):
             run["model"] = "mlp"  # parts of which are made soonest
         elif run.get("model") not in models.names():
-            run["model"] = "watch-cnn"
+            run = {**run, "model": "watch-cnn", "input": ""}
         settings = config.build(RunConfig, run, "run")
         config.build(DataConfig, tables["data"], "data")
         seeds = SEEDS if settings.algorithm == "fedh2l" else None

@@ -209,7 +209,7 @@ def _messages() -> Iterator[Target]:
     blob = message.Blob("ab" * 32, 5_000_000)
     spoken = (
         message.Hello(
-            "boot", "step:2", backend="onnx", room=80_000_000, reference_us=900, step_ms=50, round_bytes=9_000
+            "boot", "step:2", backend="onnx", room=8, reference_us=9, step_ms=50, round_bytes=9_000, algorithms=("a.b",)
         ),
         message.Task("run", 1, 2, "train", "", blob, blob),
         message.Offer("run", 2, "train", blob, {"accuracy": 0.5}),

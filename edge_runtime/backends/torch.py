@@ -30,6 +30,16 @@ class TorchOracle:
         self._device = _device(device)
         self._module = prepare(module).to(self._device)
 
+    @property
+    def module(self) -> torch.nn.Module:
+        """Give the module, in evaluation mode and with parameters that mean nothing: copy it to train it otherwise."""
+        return self._module
+
+    @property
+    def device(self) -> torch.device:
+        """Say where it computes."""
+        return self._device
+
     def vjp(self, params: Tree, x: NDArray[Any]) -> tuple[NDArray[np.float32], Pullback]:
         """Evaluate the model; see `algorithm.Oracle`."""
         leaves = {name: self._tensor(value).requires_grad_() for name, value in params.items()}

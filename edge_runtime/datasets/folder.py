@@ -93,27 +93,37 @@ def _open(path: Path) -> dict[str, NDArray[Any]]:
     for key in ("x", "y"):
         if key not in arrays:
             raise ConfigError(f"{path}: lacks the key {key!r}; write it with numpy.savez(path, x=..., y=...)")
-    return {**arrays, "x": _inputs(path, arrays["x"]), "y": _labels(path, arrays["y"], len(arrays["x"]))}
+    return {**arrays, "x": inputs(path, arrays["x"]), "y": labels(path, arrays["y"], len(arrays["x"]))}
 
 
-def _inputs(path: Path, x: NDArray[Any]) -> NDArray[Any]:
+def inputs(where: object, x: NDArray[Any]) -> NDArray[Any]:
+    """Check samples [samples, ...]; gives them as float32, or whole numbers as int64. `where` begins the errors.
+
+    Raises:
+        ConfigError: they are not finite numbers of that form.
+    """
     if x.ndim < 2 or not len(x) or x.dtype.kind not in "fiub":
-        raise ConfigError(f"{path}: x must be numbers [samples, ...], found {x.dtype} {list(x.shape)}; reshape it")
+        raise ConfigError(f"{where}: x must be numbers [samples, ...], found {x.dtype} {list(x.shape)}; reshape it")
     if x.dtype.kind != "f":
         return x.astype(np.int64)
     with np.errstate(over="ignore"):
         x = x.astype(np.float32)
     if not np.isfinite(x).all():
         row = int(np.argwhere(~np.isfinite(x))[0][0])
-        raise ConfigError(f"{path}: x holds a NaN or infinity in sample {row}; mend or drop it")
+        raise ConfigError(f"{where}: x holds a NaN or infinity in sample {row}; mend or drop it")
     return x
 
 
-def _labels(path: Path, y: NDArray[Any], samples: int) -> NDArray[np.int64]:
+def labels(where: object, y: NDArray[Any], samples: int) -> NDArray[np.int64]:
+    """Check the labels [samples] of so many samples; gives them as int64.
+
+    Raises:
+        ConfigError: they are not whole numbers, one for each.
+    """
     if y.ndim != 1 or y.dtype.kind not in "iu":
-        raise ConfigError(f"{path}: y must be whole numbers [samples], found {y.dtype} {list(y.shape)}; convert it")
+        raise ConfigError(f"{where}: y must be whole numbers [samples], found {y.dtype} {list(y.shape)}; convert it")
     if len(y) != samples:
-        raise ConfigError(f"{path}: y has {len(y)} labels for the {samples} samples in x; make them as many")
+        raise ConfigError(f"{where}: y has {len(y)} labels for the {samples} samples in x; make them as many")
     return y.astype(np.int64)
 
 

@@ -164,6 +164,7 @@ def _part(trial: Trial, kind: str, port: int, folder: Path, number: int, name: s
         "cache": str(config.cache_folder()),
         "compute": {"backend": "numpy"},
         "factories": [],
+        "algorithms": [],
         "up": "",
     }
     store = str(folder / "devices" / name)

@@ -154,7 +154,8 @@ def agent(name: str, settings: Settings, diary: Diary) -> None:
     trainer: Any = Trainer(name, store, diary, settings.train_s)
     port = settings.slow_port if settings.slow_port and hash_of(name) % 10 == 0 else settings.port
     transport = Watched(Link("127.0.0.1", port, name), diary)
-    Agent("default", name, store, trainer, transport, Hello(os.urandom(8).hex())).run(lambda: bool(stopped))
+    hello = Hello(os.urandom(8).hex(), algorithms=(toy.__name__,))
+    Agent("default", name, store, trainer, transport, hello).run(lambda: bool(stopped))
 
 
 def fork(name: str, settings: Settings, diary: Diary) -> int:

@@ -5,6 +5,7 @@ participant on a connection of its own.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import threading
 import time
@@ -166,7 +167,8 @@ class Fleet:
             chunk_bytes=CHUNK_BYTES,
             deadline_s=self.terms.deadline_s,
         )
-        description, parts = Setup("toy", {}, ModelCard("own:toy", LAYOUT), 1), algorithm.load("tests.chaos.toy")
+        description = Setup("toy", {}, ModelCard("own:toy", LAYOUT), 1)
+        parts = dataclasses.replace(algorithm.load(toy.__name__), name="toy")  # which no device need allow
         run = Run(config, parts, toy.Config(VALUES, VALUES), description, np.zeros(LAYOUT.size, np.float32))
         journal, transport = Journal(self.folder / self.run), Mqtt(self.link("_coordinator"))
         plan, post = run.plan(self.run, journal.next_epoch()), TopicPost(FLEET, transport, self.gate)

@@ -11,7 +11,7 @@ import pytest
 
 from edge_runtime import data
 from edge_runtime.config import cache_folder
-from edge_runtime.coordinator import run_cli
+from edge_runtime.coordinator import exporting, run_cli
 from edge_runtime.data import DataConfig
 from edge_runtime.errors import ConfigError
 from edge_runtime.store import FileStore
@@ -90,6 +90,6 @@ def test_a_folder_without_a_finished_run_is_told(tmp_path: Path, content: str | 
 
 
 def test_what_an_export_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_cli.importlib.util, "find_spec", lambda name: None if name == "cryptography" else True)
+    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None if name == "cryptography" else True)
     with pytest.raises(ConfigError, match=r"export needs cryptography; run: pip install 'edge-runtime\[export\]'"):
-        run_cli.start("manifest", [])
+        exporting.start("manifest", [])
