@@ -13,6 +13,7 @@ from edge_runtime.command_line import EXIT_CODES, Parser, add_command, offer, ru
 from edge_runtime.completion_cli import add_completion, complete
 from edge_runtime.coordinator import broker, reports_cli, run_cli
 from edge_runtime.coordinator.bench_cli import add_bench
+from edge_runtime.coordinator.dashboard.cli import add_dashboard
 from edge_runtime.coordinator.device_cli import add_fleet_commands, add_fleet_folder, fleet_of
 from edge_runtime.coordinator.watch_cli import add_grafana, add_watching, watching
 from edge_runtime.errors import ConfigError
@@ -124,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
     reports_cli.add_report(commands)
     _add_export(commands)
     run_cli.add_run_commands(commands)
+    add_dashboard(commands, lambda arguments: parser().parse_args(arguments))
     add_unit(commands, "edge-coordinator", _UNIT_EXAMPLES, _unit)
     add_bench(commands)
     add_grafana(commands)
@@ -199,17 +201,21 @@ def _add_demo(commands: Any) -> None:
     add_data(demo)
     demo.add_argument("--broker", default="auto", choices=broker.KINDS, help="auto, mosquitto or amqtt (default auto)")
     add_watching(demo)
+    demo.add_argument("--no-dashboard", action="store_true", help="show the runs in the terminal alone")
     demo.add_argument("--warm", action="store_true", help="keep trainer processes between rounds: faster, more memory")
 
 
 def _demo(options: argparse.Namespace) -> None:
+    from edge_runtime.coordinator.dashboard.beside import showing
     from edge_runtime.coordinator.demo import demo
 
     tables = _tables(options, _DEFAULTS)
     tables["data"] = {**data_table(options), **tables["data"]}
-    with watching(options) as look:
+    with watching(options) as look, showing(None if options.no_dashboard else options.runs):
         done = demo(tables, options.runs, options.broker, options.warm, not options.no_baseline, look)
     reports_cli.finish(done, options.json)
+    if not options.no_dashboard:
+        sys.stderr.write("edge-coordinator dashboard: shows this run, and those before it, again\n")
 
 
 def _add_simulate(commands: Any) -> None:
