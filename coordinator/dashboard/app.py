@@ -48,12 +48,14 @@ _DONE = {
 _ASKED = {
     "stop": (
         "Stop this run?",
-        "Its coordinator ends at once. Nothing is lost: devices keep what was not acknowledged, and the run can go on "
-        "where it was. A demo ends with its coordinator, and a simulation begins anew.",
+        (
+            "Its coordinator ends at once. Nothing is lost: devices keep what was not acknowledged, and the run can go "
+            "on where it was. A demo ends with its coordinator, and a simulation begins anew."
+        ),
     ),
     "resume": (
         "Go on with this run?",
-        "A coordinator is started on this machine, with the run's own settings. It goes on when the dashboard ends.",
+        ("A coordinator is started on this machine, with the run's own settings. It goes on when the dashboard ends."),
     ),
 }
 
@@ -219,7 +221,12 @@ class Pages:
         if what not in _ASKED:
             raise HTTPException(404, "there is no such page")
         now, back = runs.standing(reader.folder), f"/runs/{quote(name, safe='')}"
-        about = [("run", name), ("algorithm", now.algorithm), ("state", now.state), ("round", f"{now.round} of {now.rounds}")]
+        about = [
+            ("run", name),
+            ("algorithm", now.algorithm),
+            ("state", now.state),
+            ("round", f"{now.round} of {now.rounds}"),
+        ]
         context = self._dashboard.context("ask", what=what, asked=_ASKED[what], back=back, about=about, fault=fault)
         return self._dashboard.answer(request, "ask", context, 409 if fault else 200)
 

@@ -132,7 +132,9 @@ class _Axes:
         for value in self.y_ticks:
             _, y = self.at((self.x[0], value))
             parts.append(f'<path class="grid" d="M{_LEFT} {y}H{_WIDTH - _RIGHT}"/>')
-            parts.append(f'<text x="{_LEFT - 8}" y="{y}" dy=".35em" text-anchor="end">{escape(chart.written(value))}</text>')
+            parts.append(
+                f'<text x="{_LEFT - 8}" y="{y}" dy=".35em" text-anchor="end">{escape(chart.written(value))}</text>'
+            )
         for value in self.x_ticks:
             x, _ = self.at((value, self.y[0]))
             parts.append(f'<text x="{x}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{value:g}</text>')
@@ -153,8 +155,9 @@ def _axes(chart: Chart, places: Sequence[tuple[float, float]]) -> _Axes:
     across = (first, last) if last > first else (first - 0.5, first + 0.5)
     whole = max(1.0, nice(last - first, 6))
     count = int((top - bottom) / step + 1e-9)
-    x_ticks = [value for value in _steps(first, last, whole)]
-    return _Axes(across, (bottom, top), x_ticks, [bottom + step * place for place in range(count + 1)])
+    return _Axes(
+        across, (bottom, top), _steps(first, last, whole), [bottom + step * place for place in range(count + 1)]
+    )
 
 
 def _steps(first: float, last: float, step: float) -> list[float]:

@@ -57,9 +57,10 @@ class Roster:
             members = self._enrolled()
         found = []
         for name in sorted(where.keys() | members.keys()):
-            folder, seen = where.get(name, (None, Seen()))
-            state = seen.state if folder in going else "–"
-            found.append(Device(name, state, seen, folder, members.get(name, "")))
+            at = where.get(name)
+            seen = at[1] if at else Seen()
+            state = seen.state if at and at[0] in going else "–"
+            found.append(Device(name, state, seen, at[0] if at else None, members.get(name, "")))
         return found
 
     def _presence(self, folder: Path) -> Present | None:

@@ -81,7 +81,9 @@ class Guard:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
         if not self._door.knows(host):
-            await _say(send, 421, f"{host[:100]!r} is no name of this dashboard; start it with --name to let it be one\n")
+            await _say(
+                send, 421, f"{host[:100]!r} is no name of this dashboard; start it with --name to let it be one\n"
+            )
         elif self._door.token and not self._has_token(scope, headers):
             await self._let_in(scope, send)
         elif scope["method"] not in ("GET", "HEAD") and not _of_ours(headers):

@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edge_runtime import config
-from edge_runtime.coordinator import figures, presence, report, runs
+from edge_runtime.coordinator import figures, presence, report, run_files, runs
 from edge_runtime.coordinator.dashboard.reading import Held, JournalReader
 from edge_runtime.coordinator.journal import Accepted
 from edge_runtime.coordinator.presence import Present
@@ -100,7 +99,7 @@ class RunReader:
             return self._picture
 
     def _version(self) -> str:
-        who = runs.holder(self.folder)
+        who = run_files.holder(self.folder)
         other = _baseline_version(self.folder)
         times = [_changed(self.folder / presence.NAME), _changed(self.folder.parent / "report.json")]
         return "-".join(map(str, [self._journal.version(), other, who[0] if who else "", *times]))

@@ -22,6 +22,9 @@ _KNOWN_FIGURES = {
 }  # fmt: skip
 
 
+Say = Callable[[float | None], str]
+
+
 @dataclass(frozen=True)
 class Figure:
     """A number of the report on a page: `path` says where it stands there, `value` is what stands there."""
@@ -63,7 +66,7 @@ class Table:
     sorted: str = ""
 
 
-def figure(report: Report, path: str, say: Callable[[float | None], str]) -> Figure:
+def figure(report: Report, path: str, say: Say) -> Figure:
     """Read a number out of a report, by keys and places with dots between."""
     value: Any = report
     for key in path.split("."):
@@ -84,7 +87,7 @@ def tiles(picture: Picture) -> list[Tile]:
         gain = _against_dense(mean.value, picture.dense_bytes)
         made.append(Tile(f"Bytes {direction} per device and round", mean, [f"{note}, ", *spread], gain))
     peak, idle = (figure(report, f"summary.{name}_rss_bytes.mean", units.size) for name in ("peak", "idle"))
-    notes = ["idle ", idle] if idle.value is not None else ["not metered"]
+    notes: list[Figure | str] = ["idle ", idle] if idle.value is not None else ["not metered"]
     made.append(Tile("Memory of a device at its peak", peak, notes))
     if report["summary"]["staleness"]["mean"] is not None:
         stale = figure(report, "summary.staleness.mean", plain)
@@ -103,7 +106,7 @@ def _accuracy_tile(report: Report, which: str, of: str) -> Tile:
     return Tile(f"Accuracy of the {of}", mean, notes, gain)
 
 
-def _spread(report: Report, path: str, say: Callable[[float | None], str]) -> list[Figure | str]:
+def _spread(report: Report, path: str, say: Say) -> list[Figure | str]:
     low, high = (figure(report, f"{path}.{which}", say) for which in ("p10", "p90"))
     return [low, " to ", high, " (p10 to p90)"]
 
@@ -214,7 +217,10 @@ def rounds_table(picture: Picture) -> Table:
         place = places[number]
         path = f"rounds_detail.{place}"
         cells = _counts(number, report["rounds_detail"][place]["devices"], at)
-        names = [("accuracy_shared.p50", units.percent), ("accuracy_personal_before.p50", units.percent)]
+        names: list[tuple[str, Say]] = [
+            ("accuracy_shared.p50", units.percent),
+            ("accuracy_personal_before.p50", units.percent),
+        ]
         names += [(f"accuracy_personal.{which}", units.percent) for which in ("p10", "p50", "p90")]
         names += [(f"{kind}_bytes_{direction}", units.size) for direction in ("up", "down")]
         names += [("times.wall_s.p50", units.duration), *([("staleness.p50", plain)] if stale else [])]
@@ -259,11 +265,15 @@ def devices_table(picture: Picture, address: Callable[[str], str], sort: str, no
     places = {device["id"]: place for place, device in enumerate(report["devices"])}
     seen = picture.present.devices if picture.present else {}
     found = [
-        {"id": name, "report": report["devices"][places[name]] if name in places else None, "state": state(picture, name)}
+        {
+            "id": name,
+            "report": report["devices"][places[name]] if name in places else None,
+            "state": state(picture, name),
+        }
         for name in sorted({*places, *picture.known, *seen})
     ]
     found.sort(key=_SORTS.get(sort, _SORTS["device"]))
-    columns = [
+    columns: list[tuple[str, str, Say]] = [
         ("rounds", "training_rounds", str),
         ("shared", "accuracy_shared", units.percent),
         ("before", "accuracy_personal_before", units.percent),
@@ -293,7 +303,9 @@ def state(picture: Picture, device: str) -> str:
 
 
 def _mood(word: str) -> str:
-    return {"offline": "trouble", "late": "trouble", "refused": "trouble", "unfit": "trouble", "done": "good"}.get(word, "")
+    return {"offline": "trouble", "late": "trouble", "refused": "trouble", "unfit": "trouble", "done": "good"}.get(
+        word, ""
+    )
 
 
 def standing(picture: Picture) -> dict[str, Any]:
@@ -372,7 +384,7 @@ def device_tiles(picture: Picture, place: int) -> list[Tile]:
         gain = _against_dense(mean.value, picture.dense_bytes)
         tiles_.append(Tile(f"Bytes {direction} per round", mean, ["on the socket" if kind == "socket" else kind], gain))
     peak, idle = (figure(report, f"{path}.{name}_rss_bytes", units.size) for name in ("peak", "idle"))
-    notes = ["idle ", idle] if idle.value is not None else ["not metered"]
+    notes: list[Figure | str] = ["idle ", idle] if idle.value is not None else ["not metered"]
     tiles_.append(Tile("Memory at its peak", peak, notes))
     return [*tiles_, Tile("Processor per round", figure(report, f"{path}.times.cpu_s", units.duration), [])]
 
@@ -441,7 +453,11 @@ def history_table(picture: Picture, device: str) -> Table:
         cells = [str(row.round + 1) if row.phase == "train" else "–", PHASES.get(row.phase, row.phase)]
         cells += [units.percent(row.accuracy_shared), units.percent(row.accuracy_personal_before)]
         cells += [units.percent(row.accuracy_personal), units.size(row.payload_bytes_up)]
-        cells += [units.size(row.payload_bytes_down), units.size(row.socket_bytes_up), units.size(row.socket_bytes_down)]
+        cells += [
+            units.size(row.payload_bytes_down),
+            units.size(row.socket_bytes_up),
+            units.size(row.socket_bytes_down),
+        ]
         cells += [units.size(row.trainer_peak_rss_bytes), units.duration(row.cpu_s), units.duration(row.wall_s)]
         cells += [plain(row.loss), ", ".join(f"{name} {measured(name, value)}" for name, value in rest) or "–"]
         listed.append([Cell(text) for text in cells])

@@ -106,7 +106,10 @@ class Browser:
         clip = {"captureBeyondViewport": False}
         if height:
             width = self.run("return window.innerWidth")
-            clip = {"captureBeyondViewport": True, "clip": {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}}
+            clip = {
+                "captureBeyondViewport": True,
+                "clip": {"x": 0, "y": 0, "width": width, "height": height, "scale": 1},
+            }
         data = self.driver.execute_cdp_cmd("Page.captureScreenshot", clip)["data"]
         _save(base64.b64decode(data), path)
 

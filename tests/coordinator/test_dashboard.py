@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from edge_runtime.coordinator import archive, runs
+from edge_runtime.coordinator.actions import Progress
 from edge_runtime.coordinator.dashboard import charts, density, downloadable
 from edge_runtime.coordinator.dashboard.beside import showing
 from edge_runtime.coordinator.dashboard.charts import Chart, Line
 from edge_runtime.coordinator.dashboard.guard import Door
 from edge_runtime.coordinator.dashboard.picture import RunReader, accepted
 from edge_runtime.coordinator.dashboard.reading import JournalReader
-from edge_runtime.coordinator.actions import Progress
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.errors import RunError
 from edge_runtime.message import Blob, Offer
@@ -80,7 +80,7 @@ def test_before_the_report_is_written_all_figures_are_there_already(simulated: P
 
 
 def test_a_journal_that_grows_and_packs_is_read_step_by_step_as_at_once(tmp_path: Path) -> None:
-    with contextlib.closing(Journal(tmp_path)) as journal:
+    with contextlib.closing(Journal(tmp_path, durable=False)) as journal:
         for device in DEVICES:
             journal.devices.register(device)
         reader, seen = JournalReader(tmp_path), set()
@@ -187,7 +187,15 @@ def test_names_that_are_not_this_machines_are_not_answered(shown: Served) -> Non
 
 @pytest.mark.parametrize(
     ("host", "known"),
-    [("a", True), ("A:1", True), ("b", False), ("1.2.3.4:5", True), ("[fe80::1]", True), ("[fe80::1]:5", True), ("", False)],
+    [
+        ("a", True),
+        ("A:1", True),
+        ("b", False),
+        ("1.2.3.4:5", True),
+        ("[fe80::1]", True),
+        ("[fe80::1]:5", True),
+        ("", False),
+    ],
 )
 def test_a_door_knows_its_names_and_addresses(host: str, known: bool) -> None:
     assert Door(frozenset({"a"})).knows(host) is known
@@ -242,7 +250,9 @@ def test_a_dashboard_that_only_shows_takes_no_form(shown: Served, simulated: Pat
 def test_what_devices_and_folders_are_called_is_text(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "<b>&" / "fedspa"
     flags = ["--parts", "2", "--rounds", "1", "--labels-per-class", "3", "--no-baseline"]
-    done = subprocess.run(command("simulate", *flags, "--runs", str(tmp_path / "made")), capture_output=True, check=False)
+    done = subprocess.run(
+        command("simulate", *flags, "--runs", str(tmp_path / "made")), capture_output=True, check=False
+    )
     assert done.returncode == 0
     (made,) = runs.folders(tmp_path / "made")
     folder.parent.parent.mkdir()
@@ -314,6 +324,8 @@ def test_a_chart_of_nothing_says_so_and_a_long_one_is_thinned_but_for_its_end() 
     assert "L506.0 12.0" in long
 
 
-@pytest.mark.parametrize(("span", "count", "step"), [(1.0, 4, 0.5), (0.3, 4, 0.1), (19, 6, 5), (1e6, 4, 5e5), (0, 4, 1.0)])
+@pytest.mark.parametrize(
+    ("span", "count", "step"), [(1.0, 4, 0.5), (0.3, 4, 0.1), (19, 6, 5), (1e6, 4, 5e5), (0, 4, 1.0)]
+)
 def test_steps_of_an_axis_are_one_two_or_five(span: float, count: int, step: float) -> None:
     assert charts.nice(span, count) == pytest.approx(step)

@@ -22,10 +22,10 @@ from edge_runtime.coordinator import fleet, runs
 from edge_runtime.coordinator.report import Report
 
 pytest.importorskip("selenium", reason="no selenium here: pip install 'edge-runtime[dev]'")
-from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.common.keys import Keys
 
-from tests.coordinator.browsers import MISSING, Browser, browser  # noqa: E402
-from tests.coordinator.dashboards import Served, command, dashboard  # noqa: E402
+from tests.coordinator.browsers import MISSING, Browser, browser
+from tests.coordinator.dashboards import Served, command, dashboard
 
 pytestmark = [pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.slow]
 NAMES = ["person-01-left", "person-01-right", "person-02-left"]
@@ -307,7 +307,9 @@ def test_two_hundred_devices_are_painted_at_once_and_kept_up_to_date(
     place = tmp_path / "runs"
     flags = ["--data", str(crowd), "--model", "watch-mlp", "--rounds", "8", "--no-baseline", "--runs", str(place)]
     simulate = subprocess.Popen(
-        [*command("simulate", *flags), "--set", "algorithm.local-steps=1"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        [*command("simulate", *flags), "--set", "algorithm.local-steps=1"],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
     )
     try:
         with (

@@ -66,15 +66,15 @@ def test_a_coordinator_that_was_started_anew_goes_on_from_what_was_there(tmp_pat
     assert found.devices["gone"].seen == 6.0
 
 
-@pytest.mark.parametrize("data", ["", "[]", "nonsense", '{"written": 1}', '{"written":1,"devices":{"a":{"x":1}},"dropped":{}}'])
+@pytest.mark.parametrize(
+    "data", ["", "[]", "nonsense", '{"written": 1}', '{"written":1,"devices":{"a":{"x":1}},"dropped":{}}']
+)
 def test_what_is_no_such_file_is_as_if_it_were_not_there(tmp_path: Path, data: str) -> None:
     (tmp_path / presence.NAME).write_text(data)
     assert presence.read(tmp_path) is None
 
 
-def test_a_disk_that_does_not_take_it_does_not_stop_the_run(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_disk_that_does_not_take_it_does_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / presence.NAME / "in the way").mkdir(parents=True)
     play(tmp_path)
     assert (tmp_path / "model.bin").exists()
