@@ -75,7 +75,7 @@ class Dashboard:
             lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
         )
-        self._pages.globals.update(units=units, quote=lambda text: quote(text, safe=""))
+        self._pages.globals.update(units=units, when=views.when, quote=lambda text: quote(text, safe=""))
         self._pages.globals["m"] = self._pages.get_template("macros.html").module
 
     def readers(self) -> dict[str, RunReader]:

@@ -52,6 +52,8 @@ class Chart:
     """The axis ends here at the latest."""
     from_zero: bool = False
     note: str = ""
+    whole: bool = True
+    """Whether the horizontal axis counts."""
 
 
 @dataclass(frozen=True)
@@ -153,10 +155,10 @@ def _axes(chart: Chart, places: Sequence[tuple[float, float]]) -> _Axes:
     top = min(chart.most, math.ceil(high / step - 1e-9) * step)
     first, last = min(xs), max(xs)
     across = (first, last) if last > first else (first - 0.5, first + 0.5)
-    whole = max(1.0, nice(last - first, 6))
+    across_step = max(1.0, nice(last - first, 6, (1, 2, 5, 10))) if chart.whole else nice(last - first, 6)
     count = int((top - bottom) / step + 1e-9)
     return _Axes(
-        across, (bottom, top), _steps(first, last, whole), [bottom + step * place for place in range(count + 1)]
+        across, (bottom, top), _steps(first, last, across_step), [bottom + step * place for place in range(count + 1)]
     )
 
 
@@ -166,10 +168,10 @@ def _steps(first: float, last: float, step: float) -> list[float]:
     return ticks if len(ticks) > 1 or first == last else [first, last]
 
 
-def nice(span: float, count: int) -> float:
-    """Give a step of 1, 2 or 5 times a power of ten of which about `count` make up the span."""
+def nice(span: float, count: int, leads: Sequence[float] = (1, 2, 2.5, 5, 10)) -> float:
+    """Give a step of one of `leads` times a power of ten of which about `count` make up the span."""
     if span <= 0:
         return 1.0
     raw = span / count
     power = 10.0 ** math.floor(math.log10(raw))
-    return float(next(power * lead for lead in (1, 2, 5, 10) if power * lead >= raw * 0.999))
+    return float(next(power * lead for lead in leads if power * lead >= raw * 0.999))

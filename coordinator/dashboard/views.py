@@ -134,14 +134,31 @@ def whole(value: float | None) -> str:
 
 def charts(picture: Picture) -> list[Drawn]:
     """Draw a run round by round."""
-    report, series = picture.report, picture.report["rounds_detail"]
-    drawn = [draw(_accuracy_chart(report)), draw(_bytes_chart(picture))]
-    drawn.append(draw(_fan("Training time per round", series, ("times", "wall_s"), units.duration, "before")))
-    if any(entry["staleness"]["p50"] is not None for entry in series):
-        drawn.append(draw(_fan("Staleness", series, ("staleness",), plain, "other")))
-    else:
-        drawn.append(draw(_fan("Training loss", series, ("loss",), plain, "other")))
-    return drawn
+    series = picture.report["rounds_detail"]
+    made = [_accuracy_chart(picture.report), _bytes_chart(picture), _frontier_chart(picture.report)]
+    made.append(_fan("Training time per round", series, ("times", "wall_s"), units.duration, "before"))
+    for name, title in (("staleness", "Staleness"), ("loss", "Training loss")):
+        if any(entry[name]["p50"] is not None for entry in series):
+            made.append(_fan(title, series, (name,), plain, "other"))
+    return [draw(chart) for chart in made]
+
+
+def _frontier_chart(report: Report) -> Chart:
+    """Draw what was reached against what a device has sent and received by then."""
+    kind = traffic(report)
+    lines = []
+    runs = [(report["algorithm"], report, "personal", "own")]
+    runs += [(name, other, "shared", "agent") for name, other in report["baselines"].items()]
+    for name, run, model, colour in runs:
+        places = [(one[f"cumulative_{kind}_bytes"], one[f"accuracy_{model}"]["mean"]) for one in run["rounds_detail"]]
+        known = [(spent / 1e6, reached) for spent, reached in places if spent is not None]
+        lines.append(Line(f"{name}, {model} (mean)", known, colour))
+    title, across = "Accuracy against bytes", "MB of a device so far, up and down"
+    return Chart(title, across, lines, written=_percents, most=1.0, whole=False)
+
+
+def _percents(part: float) -> str:
+    return f"{100 * part:.4g} %"
 
 
 def _accuracy_chart(report: Report) -> Chart:
@@ -162,7 +179,7 @@ def _accuracy_chart(report: Report) -> Chart:
         Band("personal, p10 to p90", points("accuracy_personal", "p10"), points("accuracy_personal", "p90")),
         Band("shared, p10 to p90", points("accuracy_shared", "p10"), points("accuracy_shared", "p90"), "other"),
     ]
-    return Chart("Accuracy per round", "round", lines, fans, lambda value: f"{100 * value:.4g} %", most=1.0)
+    return Chart("Accuracy per round", "round", lines, fans, _percents, most=1.0)
 
 
 def _bytes_chart(picture: Picture) -> Chart:
@@ -178,8 +195,8 @@ def _bytes_chart(picture: Picture) -> Chart:
             spent += 2 * picture.dense_bytes * one["devices"] / max(1, len(report["devices"]))
             dense.append((one["round"] + 1, spent))
         lines.append(Line("dense: all values as float32", dense, "idle", dashed=True))
-    what = "payload" if kind == "payload" else "on the socket"
-    title = f"Bytes of a device so far ({what}, up and down)"
+    what = "payload" if kind == "payload" else "on its socket"
+    title = f"Bytes of a device so far, {what}"
     return Chart(title, "round", lines, written=units.size, from_zero=True)
 
 
@@ -285,7 +302,7 @@ def devices_table(picture: Picture, address: Callable[[str], str], sort: str, no
     rows = []
     for one in found:
         name = one["id"]
-        cells = [Cell(name, address(name)), Cell(one["state"], kind=_mood(one["state"]))]
+        cells = [Cell(name, address(name)), Cell(one["state"], kind=f"word {_mood(one['state'])}".strip())]
         for _, key, say in columns:
             path = f"devices.{places[name]}.{key}" if name in places else ""
             cells.append(_cell(figure(report, path, say)) if path else Cell("–"))
@@ -343,6 +360,11 @@ def ago(then: float | None, now: float) -> str:
         if spent >= unit:
             return f"{units.counted(int(spent // unit), name)} ago"
     return "just now"
+
+
+def when(text: str) -> str:
+    """Write a time of a journal, UTC, for people."""
+    return text.replace("T", " ").replace("Z", " UTC")
 
 
 def profile(seen: Seen) -> list[tuple[str, str]]:
@@ -411,7 +433,7 @@ def device_charts(picture: Picture, device: str) -> list[Drawn]:
         Line("agent, idle", points("idle_rss_bytes"), "idle"),
     ]
     made = [
-        Chart("Its personal model", "round", accuracy, written=lambda v: f"{100 * v:.4g} %", most=1.0),
+        Chart("Its personal model", "round", accuracy, written=_percents, most=1.0),
         Chart(f"Bytes per round ({kind})", "round", sent, written=units.size, from_zero=True),
         Chart("Memory per round", "round", memory, written=units.size, from_zero=True),
         _energy_chart(picture, device, points),
@@ -460,7 +482,7 @@ def history_table(picture: Picture, device: str) -> Table:
         ]
         cells += [units.size(row.trainer_peak_rss_bytes), units.duration(row.cpu_s), units.duration(row.wall_s)]
         cells += [plain(row.loss), ", ".join(f"{name} {measured(name, value)}" for name, value in rest) or "–"]
-        listed.append([Cell(text) for text in cells])
+        listed.append([Cell(text, kind="word" if place == 1 else "") for place, text in enumerate(cells)])
     return Table("Its rounds, the newest first", head, listed)
 
 

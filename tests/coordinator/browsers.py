@@ -82,6 +82,11 @@ class Browser:
         """Ask chromium's developer tools for something."""
         self.driver.execute_cdp_cmd(name, value)
 
+    def busy_s(self) -> float:
+        """Give the processor time that the page's main thread has taken so far."""
+        found = self.driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+        return float(next(one["value"] for one in found if one["name"] == "TaskDuration"))
+
     def size(self, width: int, height: int, phone: bool = False) -> None:
         """Be a screen of this size."""
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone}
@@ -144,6 +149,7 @@ def browser(address: str, profile: Path) -> Iterator[Browser]:
     try:
         driver.set_page_load_timeout(60)
         driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": _WATCH})
+        driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
         yield Browser(driver, address.partition("?")[0].rstrip("/"))
     finally:
         driver.quit()

@@ -2,7 +2,7 @@
 
     make test ARGS="tests/coordinator/test_dashboard_browser.py --screenshots docs"
 
-plays the demo as it is (20 devices) instead of a small one, and makes the pictures of docs/dashboard.md.
+plays a demo of eight devices instead of three, and makes the pictures of docs/dashboard.md.
 """
 
 import json
@@ -30,8 +30,10 @@ from tests.coordinator.dashboards import Served, command, dashboard
 pytestmark = [pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.slow]
 NAMES = ["person-01-left", "person-01-right", "person-02-left"]
 DATA = ["--data", "watch", "--parts", "3", "--labels-per-class", "3"]
+_LARGER = ["--data", "watch", "--parts", "8", "--labels-per-class", "5", "--rounds", "6"]
 _PHONE = (360, 740)
 _CROWD = 200
+_NODES = 6000
 _UPDATE_BYTES = 200_000
 """Of one update of a page of 200 devices, all parts changed, before it is compressed."""
 
@@ -59,11 +61,11 @@ def run_page(folder: Path) -> str:
 
 
 class Demo:
-    """`edge-coordinator demo`, as it is or small, and a browser at the address that it printed."""
+    """`edge-coordinator demo`, small or `larger`, and the address that it prints."""
 
-    def __init__(self, place: Path, whole: bool) -> None:
+    def __init__(self, place: Path, larger: bool) -> None:
         self.runs = place / "runs"
-        flags = [] if whole else [*DATA, "--rounds", "3"]
+        flags = _LARGER if larger else [*DATA, "--rounds", "3"]
         self.log = (place / "said").open("w+")
         self.process = subprocess.Popen(
             command("demo", "--runs", str(self.runs), *flags), stdout=subprocess.DEVNULL, stderr=self.log
@@ -107,9 +109,9 @@ def test_the_demo_prints_an_address_where_live_numbers_end_as_those_of_its_repor
         assert 0 < live <= 1
         if pictures:
             page.size(1180, 900)
-            page.until(lambda: page.figures().get("rounds_detail.5.accuracy_personal.p50"), 400)
+            page.until(lambda: page.figures().get("rounds_detail.3.accuracy_personal.p50"), 400)
             page.picture(pictures / "dashboard-run.png", 1180)
-        page.until(lambda: "finished" in page.text(), 400)  # its baseline goes on
+        page.until(lambda: page.run("return document.querySelector('.state').innerText") == "finished", 400)
         ended = {}
 
         def same_twice() -> bool:
@@ -173,7 +175,7 @@ def test_no_page_is_wider_than_a_phone(page: Browser, demo: Demo, pictures: Path
     page.size(*_PHONE, phone=True)
     for path in all_pages(demo):
         page.open(path)
-        assert page.run("return document.documentElement.scrollWidth") <= _PHONE[0], path
+        assert page.run("return document.documentElement.scrollWidth") <= _PHONE[0], (path, page.complaints())
     if pictures:
         page.open(all_pages(demo)[2])
         page.picture(pictures / "dashboard-phone.png", 1180)
@@ -208,6 +210,7 @@ def test_it_can_be_read_by_day_and_by_night(page: Browser, demo: Demo, dark: boo
 
 
 def test_pages_say_to_all_readers_what_they_show(page: Browser, demo: Demo) -> None:
+    page.complaints()  # of tests before
     for path in all_pages(demo):
         page.open(path)
         assert page.run("return document.documentElement.lang") == "en"
@@ -301,49 +304,63 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_two_hundred_devices_are_painted_at_once_and_kept_up_to_date(
-    crowd: Path, tmp_path: Path, record_property: Any, pictures: Path | None
-) -> None:
+@pytest.fixture
+def crowd_run(crowd: Path, tmp_path: Path) -> Iterator[Path]:
+    """A simulation of the crowd, as it goes on; gives where its run is."""
     place = tmp_path / "runs"
-    flags = ["--data", str(crowd), "--model", "watch-mlp", "--rounds", "8", "--no-baseline", "--runs", str(place)]
+    flags = ["--data", str(crowd), "--model", "watch-mlp", "--algorithm", "fedavg", "--rounds", "50", "--no-baseline"]
     simulate = subprocess.Popen(
-        [*command("simulate", *flags), "--set", "algorithm.local-steps=1"],
+        [*command("simulate", *flags), "--runs", str(place), "--set", "algorithm.local-steps=1"],
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
-    try:
-        with (
-            dashboard(place, tmp_path / "state", "--read-only") as served,
-            browser(served.address, tmp_path / "profile") as page,
-        ):
-            until = time.monotonic() + 60
-            while not (folder := the_run(place)) and time.monotonic() < until:
-                time.sleep(0.1)
-            assert folder is not None
-            path = run_page(folder)
-            page.open("/")
-            page.open(path)
-            page.until(lambda: len(page.figures()) > 5 * _CROWD, 120)
-            page.open(path)
-            page.until(lambda: page.looked() >= 8)
-            assert page.run("return document.querySelectorAll('[data-part=live_devices] tbody tr').length") == _CROWD
-            paint = page.run("return performance.getEntriesByName('first-contentful-paint')[0].startTime")
-            tasks = page.run("return window.tasks")
-            nodes = page.run("return document.querySelectorAll('*').length")
-            sizes = page.run(
-                "return performance.getEntriesByType('resource').filter((one) => one.name.includes('live='))"
-                ".map((one) => [one.decodedBodySize, one.transferSize])"
-            )
-            if pictures:
-                page.size(1180, 900)
-                page.open(path + "?sort=personal")
-                page.picture(pictures / "dashboard-crowd.png", 900)
-    finally:
-        simulate.terminate()
-        simulate.wait(30)
-    shown = {"paint_ms": round(paint), "long_tasks_ms": [round(one) for one in tasks], "nodes": nodes, "bytes": sizes}
+    until = time.monotonic() + 120
+    while not list(place.glob("*/*/presence.json")):
+        assert time.monotonic() < until
+        assert simulate.poll() is None
+        time.sleep(0.1)
+    yield place
+    simulate.kill()
+    simulate.wait()
+
+
+def test_two_hundred_devices_are_painted_at_once_and_kept_up_to_date(
+    crowd_run: Path, tmp_path: Path, record_property: Any, pictures: Path | None
+) -> None:
+    (folder,) = runs.folders(crowd_run)
+    with (
+        dashboard(crowd_run, tmp_path / "state", "--read-only") as served,
+        browser(served.address, tmp_path / "profile") as page,
+    ):
+        page.open(run_page(folder))
+        page.until(lambda: len(page.figures()) > 5 * _CROWD, 400)  # the first round is over
+        page.open(run_page(folder))
+        page.until(lambda: page.looked() >= 2)
+        before, looked = page.busy_s(), page.looked()
+        page.until(lambda: page.looked() >= looked + 8, 200)
+        busy_ms = 1000 * (page.busy_s() - before) / (page.looked() - looked)
+        assert page.run("return document.querySelectorAll('[data-part=live_devices] tbody tr').length") == _CROWD
+        paint = page.run("return performance.getEntriesByName('first-contentful-paint')[0].startTime")
+        nodes = page.run("return document.querySelectorAll('*').length")
+        sizes = page.run(
+            "return performance.getEntriesByType('resource').filter((one) => one.name.includes('live='))"
+            ".map((one) => [one.decodedBodySize, one.transferSize])"
+        )
+        tasks = page.run("return window.tasks")
+        if pictures:
+            page.size(1180, 900)
+            page.open(run_page(folder) + "?sort=personal")
+            page.run("document.querySelector('[data-part=live_devices]').parentElement.scrollIntoView()")
+            page.until(lambda: page.looked() >= 1)
+            page.picture(pictures / "dashboard-crowd.png")
+    shown = {
+        "first_paint_ms": round(paint),
+        "processor_ms_per_update": round(busy_ms, 1),
+        "long_tasks_ms": [round(one) for one in tasks],
+        "nodes": nodes,
+        "largest_update_bytes": max(sizes, key=lambda one: one[0]),
+    }
     record_property("dashboard", json.dumps(shown))
-    print(shown)
-    assert sizes
+    print(json.dumps(shown))  # a busy machine is no fault: times are shown, and what they come from is asserted
     assert max(decoded for decoded, _ in sizes) < _UPDATE_BYTES
-    assert nodes < 6000
+    assert nodes < _NODES
