@@ -18,6 +18,7 @@ from edge_runtime.coordinator.server import Coordinator
 from edge_runtime.coordinator.tally import state_of
 from edge_runtime.errors import DeviceError
 from edge_runtime.files import write_atomic
+from edge_runtime.message import Hello
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Presence:
         """Write in a run's folder, and go on from what is there."""
         self._path, self._clock, self._timer = folder / NAME, clock, timer
         self._due_s = -math.inf
-        self._heard: dict[str, int] = {}
+        self._hellos: dict[str, Hello] = {}
         before = read(folder)
         self._known = dict(before.devices) if before else {}
         self._failed = False
@@ -79,6 +80,7 @@ class Presence:
         known = sorted(coordinator.core.progress.known | coordinator.hellos.keys())
         for device in known:
             self._known[device] = self._look(coordinator, device, now)
+        coordinator.heard.clear()
         self._due_s = self._timer() + max(_PERIOD_S, len(known) / _FLEET_PER_S)
         devices = {device: asdict(seen) for device, seen in self._known.items()}
         record = {"written": now, "devices": devices, "dropped": coordinator.dropped.counts}
@@ -92,10 +94,11 @@ class Presence:
             self._failed = False
 
     def _look(self, coordinator: Coordinator, device: str, now: float) -> Seen:
-        before, heard = self._known.get(device, Seen()), coordinator.heard[device]
-        spoke = heard != self._heard.get(device, 0)
-        self._heard[device] = heard
-        hello, figures = coordinator.hellos.get(device), coordinator.latest.get(device, {})
+        before, figures = self._known.get(device, Seen()), coordinator.latest.get(device, {})
+        hello = coordinator.hellos.get(device)
+        spoke = device in coordinator.heard or hello is not self._hellos.get(device)
+        if hello:
+            self._hellos[device] = hello
         said = ("backend", "room", "reference_us", "step_ms", "round_bytes")
         profile = {name: getattr(hello, name) for name in said} if hello else before.profile
         power = {name: value for name, value in figures.items() if name.startswith(_POWER)}

@@ -6,7 +6,6 @@ Synchronous, without a thread or a clock of its own: `serve.py` feeds it from a 
 import contextlib
 import dataclasses
 import logging
-from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -87,9 +86,8 @@ class Coordinator:
         self.latest: dict[str, dict[str, float]] = {}
         """Figures that came with the last accepted update of every device."""
         self.hellos: dict[str, Hello] = {}
-        """What devices said of themselves last, since the start."""
-        self.heard: Counter[str] = Counter()
-        """Counts what every device said that was heard, since the start: it tells who has spoken between two looks."""
+        self.heard: set[str] = set()
+        """What devices said of themselves last; and who has spoken since this was last emptied (`presence.py`)."""
         self.broken: Exception | None = None
         """Why nothing is acknowledged: the disk is full or broken, or a fault. It is tried again with every tick."""
         self.handout = Handout(Makers(self._set_up, self._down, self._kept_down), run.config.chunk_bytes)
@@ -246,7 +244,6 @@ class Coordinator:
             if not self._understands(device, message):
                 return
             self.hellos[device] = message
-            self.heard[device] += 1
             self.handout.leave(device)
             if not self._admits(device, message):
                 return
@@ -254,8 +251,7 @@ class Coordinator:
         if device in self.unfit:
             self.core.online.discard(device)
         self._do(actions)
-        if device in self.core.progress.known:
-            self.heard[device] += 1
+        self.heard |= {device} & self.core.progress.known
 
     def _understands(self, device: str, hello: Hello) -> bool:
         """Note which coding a device asks for; one that speaks another version of the wire is not heard."""

@@ -217,7 +217,7 @@ def test_pages_say_to_all_readers_what_they_show(page: Browser, demo: Demo) -> N
         assert page.run("return document.querySelectorAll('h1').length") == 1
         assert page.run("return [...document.querySelectorAll('svg')].every((one) => one.getAttribute('aria-label'))")
         assert page.run("return [...document.querySelectorAll('th')].every((one) => one.scope)")
-        assert page.run("return [...document.querySelectorAll('a, summary')].every((one) => one.innerText.trim())")
+        assert page.run("return [...document.querySelectorAll('a, summary')].every((one) => one.textContent.trim())")
         assert page.complaints() == [] or path == "/runs/none"
 
 

@@ -46,12 +46,12 @@ def test_it_is_written_once_a_period_and_a_silent_device_keeps_its_time(tmp_path
     coordinator = held[-1]
     kept = Presence(tmp_path, lambda: 5000.0 + times[0], lambda: times[0])
     kept.note(coordinator)
-    coordinator.heard[NAMES[1]] += 1
+    coordinator.heard.add(NAMES[1])
     kept.note(coordinator)  # too soon
     assert (found := presence.read(tmp_path)) is not None
     assert [found.devices[name].seen for name in NAMES] == [5100.0, 5100.0]
     times[0] = 102.0
-    coordinator.heard[NAMES[1]] += 1
+    coordinator.heard.add(NAMES[1])
     kept.note(coordinator)
     assert (found := presence.read(tmp_path)) is not None
     assert [found.devices[name].seen for name in NAMES] == [5100.0, 5102.0]
