@@ -20,8 +20,8 @@ _GRACE_S = 3.0
 def showing(runs: Path | None) -> Iterator[str]:
     """Show the runs in a folder on a port of this machine, say where on standard error, and give the address.
 
-    It shows, and lets nothing be stopped. The address is empty where it cannot be, which one line says, and where nothing
-    is to be shown (None).
+    It shows, and lets nothing be stopped. The address is empty where that cannot be, which one line says, and where
+    nothing is to be shown (None).
     """
     if runs is None:
         yield ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 
 _WIDTH, _HEIGHT = 520, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 12, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 14, 12, 44
 _MOST_POINTS = 240
 _DOTS = 24
 """Up to so many points each is a dot too: a lone one would not be seen."""

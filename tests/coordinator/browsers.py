@@ -33,8 +33,10 @@ class Browser:
     address: str
 
     def open(self, path: str) -> None:
-        """Go to a page."""
-        self.driver.get(self.address + path)
+        """Go to a page, and wait until it is whole."""
+        self.run("window.left = true")
+        self.driver.get(self.address + path)  # which on a busy machine may come back too early
+        self.until(lambda: self.run("return !window.left && document.readyState === 'complete'"))
 
     def run(self, script: str) -> Any:
         """Let a script run in the page, and give what it returns."""

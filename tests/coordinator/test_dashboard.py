@@ -287,7 +287,7 @@ def test_what_devices_and_folders_are_called_is_text(tmp_path: Path) -> None:
         (["--read-only", "--config", "x.toml"], "nothing can be started"),
         (["--config", "x.toml"], "x.toml: cannot be read"),
         (["--runs", "/etc/passwd"], "no folder"),
-        (["--", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["--", "--nonsense"], "unknown flag '--nonsense'"),
     ],
 )
 def test_what_cannot_be_is_one_line_at_the_start(tmp_path: Path, flags: list[str], said: str) -> None:
@@ -311,7 +311,7 @@ def test_beside_a_command_it_shows_and_ends_with_it(simulated: Path, capfd: pyte
 
 def test_a_chart_places_its_points_between_its_axes() -> None:
     drawn = charts.draw(Chart("t", "round", [Line("l", [(1, 0.0), (2, None), (3, 1.0)])], written=lambda v: f"{v:g}"))
-    assert '<circle class="own" cx="64.0" cy="226.0"' in drawn.svg
+    assert '<circle class="own" cx="68.0" cy="226.0"' in drawn.svg
     assert '<circle class="own" cx="506.0" cy="12.0"' in drawn.svg
     assert drawn.svg.count("<circle") == 2
     assert drawn.legend == [("own", "l")]
