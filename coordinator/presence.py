@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.coordinator.server import Coordinator
-from edge_runtime.coordinator.tally import state_of
+from edge_runtime.coordinator.tally import PROFILE, state_of
 from edge_runtime.errors import DeviceError
 from edge_runtime.files import write_atomic
-from edge_runtime.message import Hello
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ class Presence:
         """Write in a run's folder, and go on from what is there."""
         self._path, self._clock, self._timer = folder / NAME, clock, timer
         self._due_s = -math.inf
-        self._hellos: dict[str, Hello] = {}
+        self._hellos: dict[str, tuple[str | int, ...]] = {}
         before = read(folder)
         self._known = dict(before.devices) if before else {}
         self._failed = False
@@ -99,8 +98,7 @@ class Presence:
         spoke = device in coordinator.heard or hello is not self._hellos.get(device)
         if hello:
             self._hellos[device] = hello
-        said = ("backend", "room", "reference_us", "step_ms", "round_bytes")
-        profile = {name: getattr(hello, name) for name in said} if hello else before.profile
+        profile = dict(zip(PROFILE, hello, strict=True)) if hello else before.profile
         power = {name: value for name, value in figures.items() if name.startswith(_POWER)}
         seen = now if spoke else before.seen
         state = "unfit" if device in coordinator.unfit else state_of(coordinator.core, device)
