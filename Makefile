@@ -98,7 +98,7 @@ $(VENV)/.demo-stamp: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { $(call create_venv,$(PYTHON),$(VENV)); }
 	@echo 'Installing the pinned dependencies into $(VENV) (once; about a minute) ...'
 	@$(PIP) setuptools
-	@$(PIP) --no-build-isolation --editable '.[coordinator,broker,onnx]'
+	@$(PIP) --no-build-isolation --editable '.[coordinator,dashboard,broker,onnx]'
 	@$(PIP) --no-deps seglearn
 	@touch $@
 

@@ -56,7 +56,7 @@ def pack(database: Database, now: int, unit: int) -> None:
 def judged(database: Database) -> Iterator[Judged]:
     """Go through all updates that were judged, packed or not, in their order."""
     for (data,) in database.rows("SELECT data FROM archive ORDER BY first"):
-        yield from _decode(data)
+        yield from unpack(data)
     yield from _rows(database, "", ())
 
 
@@ -87,7 +87,8 @@ def _short(value: float | None) -> float | None:
     return int(value) if value == int(value) else float(f"{value:.7g}")
 
 
-def _decode(data: bytes) -> Iterator[Judged]:
+def unpack(data: bytes) -> Iterator[Judged]:
+    """Go through the updates of one packed row."""
     columns = json.loads(zstandard.ZstdDecompressor().decompress(data))
     metrics = columns.pop("metrics")
     for place, values in enumerate(zip(*columns.values(), strict=True)):

@@ -14,6 +14,7 @@ from edge_runtime.command_line import EXIT_CODES, Parser, add_command, offer, ru
 from edge_runtime.completion_cli import add_completion, complete
 from edge_runtime.coordinator import broker, device_cli, exporting, reports_cli, run_cli
 from edge_runtime.coordinator.bench_cli import add_bench
+from edge_runtime.coordinator.dashboard.cli import add_dashboard
 from edge_runtime.coordinator.device_cli import add_fleet_commands, add_fleet_folder, fleet_of
 from edge_runtime.coordinator.doctor_cli import add_doctor
 from edge_runtime.coordinator.new import add_new
@@ -145,6 +146,7 @@ def parser() -> argparse.ArgumentParser:
     add_new(commands)
     run_cli.add_run_commands(commands)
     add_services(commands, "edge-coordinator", _unit, _install, (_UNIT_EXAMPLES, _INSTALL_EXAMPLES))
+    add_dashboard(commands, lambda arguments: parser().parse_args(arguments))
     add_bench(commands)
     add_doctor(commands)
     add_grafana(commands)
@@ -224,17 +226,21 @@ def _add_demo(commands: Any) -> None:
     add_data(demo)
     demo.add_argument("--broker", default="auto", choices=broker.KINDS, help="auto, mosquitto or amqtt (default auto)")
     add_watching(demo)
+    demo.add_argument("--no-dashboard", action="store_true", help="show the runs in the terminal alone")
     demo.add_argument("--warm", action="store_true", help="keep trainer processes between rounds: faster, more memory")
 
 
 def _demo(options: argparse.Namespace) -> None:
+    from edge_runtime.coordinator.dashboard.beside import showing
     from edge_runtime.coordinator.demo import demo
 
     tables = _tables(options, _DEFAULTS)
     tables["data"] = {**data_table(options), **tables["data"]}
-    with watching(options) as look:
+    with watching(options) as look, showing(None if options.no_dashboard else options.runs):
         done = demo(tables, options.runs, options.broker, options.warm, not options.no_baseline, look)
     reports_cli.finish(done, options.json)
+    if not options.no_dashboard:
+        sys.stderr.write("edge-coordinator dashboard: shows this run, and those before it, again\n")
 
 
 def _add_simulate(commands: Any) -> None:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from edge_runtime.coordinator.journal import Accepted
 from edge_runtime.coordinator.report import Row
-from edge_runtime.coordinator.run import Run
+from edge_runtime.coordinator.run import RunConfig
 
 _MOST_J = 1e9
 """A kilowatt for eleven days."""
 
 
-def rows(accepted: Sequence[Accepted], run: Run) -> list[Row]:
+def rows(accepted: Sequence[Accepted], config: RunConfig) -> list[Row]:
     """Make one row per update: per device and round.
 
     An asynchronous run has no rounds: there, as many updates as there are devices count as one, in the order in which
@@ -22,7 +22,7 @@ def rows(accepted: Sequence[Accepted], run: Run) -> list[Row]:
     """
     made = []
     by_device: dict[str, list[Accepted]] = {}
-    for item in _in_rounds(accepted, run):
+    for item in _in_rounds(accepted, config):
         by_device.setdefault(item.device, []).append(item)
     for items in by_device.values():
         for before, item, after in zip([None, *items], items, [*items[1:], None], strict=False):
@@ -30,14 +30,14 @@ def rows(accepted: Sequence[Accepted], run: Run) -> list[Row]:
     return made
 
 
-def _in_rounds(accepted: Sequence[Accepted], run: Run) -> list[Accepted]:
+def _in_rounds(accepted: Sequence[Accepted], config: RunConfig) -> list[Accepted]:
     """Put updates in the order of each device's own."""
     ordered = sorted(accepted, key=lambda item: item.number)
-    if run.config.habit == "asynchronous":
-        devices = run.config.devices
+    if config.habit == "asynchronous":
+        devices = config.devices
         scores = sum(item.phase == "score" for item in ordered)  # the first ones: they come before all training
         ordered = [
-            item._replace(round=min(max(0, place - scores) // devices, run.config.rounds))
+            item._replace(round=min(max(0, place - scores) // devices, config.rounds))
             for place, item in enumerate(ordered)
         ]
     return sorted(ordered, key=lambda item: (item.device, item.round))

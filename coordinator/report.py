@@ -220,9 +220,11 @@ def _summary(devices: list[dict[str, Any]]) -> dict[str, Any]:
 def _rounds(rows: Sequence[Row], fleet: int) -> list[dict[str, Any]]:
     """Sum up every training round over the devices that took part, and what a device has cost on average so far."""
     series, payload, socket = [], _Meter(), _Meter()
-    train = [row for row in rows if row.phase == "train"]
-    for number in sorted({row.round for row in train}):
-        part = [row for row in train if row.round == number]
+    by_round: dict[int, list[Row]] = {}
+    for row in rows:
+        if row.phase == "train":
+            by_round.setdefault(row.round, []).append(row)
+    for number, part in sorted(by_round.items()):
         means = {name: _mean(_column(part, name)) for name in PAYLOAD + SOCKET}
         share = len(part) / fleet
         entry = {

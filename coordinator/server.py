@@ -39,7 +39,7 @@ from edge_runtime.coordinator.handout import Handout, Makers
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.rounds import RoundsCore
 from edge_runtime.coordinator.run import Run
-from edge_runtime.coordinator.tally import Tally
+from edge_runtime.coordinator.tally import Tally, profile_of
 from edge_runtime.coordinator.versions import VersionsCore
 from edge_runtime.errors import ConfigError, DecodeError, DeviceError, RunError
 from edge_runtime.message import (
@@ -88,6 +88,9 @@ class Coordinator:
         self.dropped, self.tally = Dropped(), tally or Tally()
         self.latest: dict[str, dict[str, float]] = {}
         """Figures that came with the last accepted update of every device."""
+        self.hellos: dict[str, tuple[str | int, ...]] = {}
+        self.heard: set[str] = set()
+        """What devices said of themselves last (`tally.PROFILE`); who has spoken since `presence.py` emptied it."""
         self.broken: Exception | None = None
         """Why nothing is acknowledged: the disk is full or broken, or a fault. It is tried again with every tick."""
         self.handout = Handout(Makers(self._set_up, self._down, self._kept_down), run.config.chunk_bytes)
@@ -246,6 +249,7 @@ class Coordinator:
         if isinstance(message, Hello):
             if not self._understands(device, message):
                 return
+            self.hellos[device] = profile_of(message)
             self.handout.leave(device)
             if not self._admits(device, message):
                 return
@@ -253,6 +257,7 @@ class Coordinator:
         if device in self.unfit:
             self.core.online.discard(device)
         self._do(actions)
+        self.heard |= {device} & self.core.progress.known
 
     def _note(self, device: str, profile: Profile) -> None:
         """Keep what a device says it is; of a device that the run has heard of."""

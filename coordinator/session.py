@@ -14,6 +14,7 @@ from edge_runtime import algorithm
 from edge_runtime.coordinator import figures, privacy, report
 from edge_runtime.coordinator.gate import Gate
 from edge_runtime.coordinator.journal import Journal, Rejected
+from edge_runtime.coordinator.presence import Presence
 from edge_runtime.coordinator.profiles import read as profiles_of
 from edge_runtime.coordinator.run import Run, describe, prepare
 from edge_runtime.coordinator.serve import Inbox, TopicPost, serve
@@ -81,14 +82,17 @@ def over_mqtt(
         post = TopicPost(run.config.fleet, transport, gate, tally)
         coordinator = Coordinator(plan, run, journal, post, gate, tally)
         inbox.start()
+        presence = Presence(folder)
 
         def turn(coordinator: Coordinator) -> None:
             beat(transport.alive())
             tally.lost = inbox.lost
+            presence.note(coordinator)
             watch(coordinator)
 
         serve(coordinator, inbox, transport, run.deadline_s, turn)
-        rows, rejected = figures.rows(journal.accepted(), run), journal.rejected()
+        presence.write(coordinator)
+        rows, rejected = figures.rows(journal.accepted(), run.config), journal.rejected()
         choices, promised = _given(journal), _promised(journal, run)
         told = profiles_of(folder)
         _keep_model(folder, coordinator)
@@ -106,8 +110,15 @@ def in_memory(run: Run, scene: Scene, folder: Path, watch: Watch) -> Outcome:
     try:
         name = hashlib.sha256(json.dumps(describe(run), sort_keys=True).encode()).hexdigest()[:32]
         run_id = _identify(journal, run, name)
-        coordinator = simulate(run, run_id, scene, journal, watch)
-        rows, rejected = figures.rows(journal.accepted(), run), journal.rejected()
+        presence = Presence(folder)
+
+        def turn(coordinator: Coordinator) -> None:
+            presence.note(coordinator)
+            watch(coordinator)
+
+        coordinator = simulate(run, run_id, scene, journal, turn)
+        presence.write(coordinator)
+        rows, rejected = figures.rows(journal.accepted(), run.config), journal.rejected()
         choices, promised = _given(journal), _promised(journal, run)
         _keep_model(folder, coordinator)
     finally:
@@ -164,6 +175,7 @@ def _identify(journal: Journal, run: Run, fresh: str) -> str:
     if held is None:
         journal.files.keep_seeds(run.description.seed_set)
         journal.set("asked", json.dumps(run.asked))
+        journal.set("parameters", str(len(run.initial)))
         journal.set("started", _now())
         journal.set("run", fresh)
         journal.set("description", description)

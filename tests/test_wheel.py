@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LINKED = ("coordinator", "compression", "export", "devices")
-SHIPPED = {".in", ".service", ".py", ".md", ".html", ".css", ".typed", ".json", ".onnx"}
+SHIPPED = {".in", ".service", ".py", ".md", ".html", ".css", ".js", ".svg", ".typed", ".json", ".onnx"}
 
 
 def run(*command: str | Path, cwd: Path) -> str:
