@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edge_runtime import bundle, coding, peers, personal, wire
+from edge_runtime import coding, peers, personal, wire
 from edge_runtime.algorithm import CutServer, NarrowingServer, Server
 from edge_runtime.coding import WIRE_VERSION
 from edge_runtime.compression import codec
-from edge_runtime.coordinator import privacy
+from edge_runtime.coordinator import cores, privacy
 from edge_runtime.coordinator.actions import (
     Accept,
     Action,
@@ -33,6 +33,7 @@ from edge_runtime.coordinator.actions import (
     Tell,
 )
 from edge_runtime.coordinator.choices import Choices
+from edge_runtime.coordinator.cores import Core
 from edge_runtime.coordinator.downlink import Downlink
 from edge_runtime.coordinator.gate import EQUIVOCATION, MALFORMED, MISNAMED, OTHER_WIRE, Dropped, Gate, Open, Post
 from edge_runtime.coordinator.handout import Handout, Makers
@@ -57,7 +58,6 @@ from edge_runtime.message import (
     encode,
 )
 from edge_runtime.seal import STALE, SealError
-from edge_runtime.setup import ModelCard
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Coordinator:
         """
         if journal.get("phase") is None and (plan.decentralised or plan.score):
             journal.set("phase", "peers" if plan.decentralised else "score")
-        self.core: RoundsCore | VersionsCore = _core(plan, journal.progress(plan.asynchronous))
+        self.core: Core = cores.begin(plan, journal.progress(plan.asynchronous))
         self.journal = journal
         self.dropped, self.tally = Dropped(), tally or Tally()
         self.latest: dict[str, dict[str, float]] = {}
@@ -129,7 +129,7 @@ class Coordinator:
     def _revive(self) -> None:
         self.journal.rollback()
         plan, online = self.core.plan, self.core.online
-        self.core = _core(plan, self.journal.progress(plan.asynchronous))
+        self.core = cores.begin(plan, self.journal.progress(plan.asynchronous))
         self.core.online = online
         self._take_up()
         self._do(self.core.start())
@@ -410,7 +410,9 @@ class Coordinator:
             raise DecodeError("an evaluation has no payload")
         card = setup.own or setup.model
         made = personal.decode(data, card.layout.size)
-        if (made.origin.run, made.origin.device) != (self.core.plan.run, device) or not _same(made.card, card):
+        if (made.origin.run, made.origin.device) != (self.core.plan.run, device) or not personal.same_model(
+            made.card, card
+        ):
             raise DecodeError("the personal model is not of this device in this run")
         self.journal.files.keep_personal(device, data)
 
@@ -455,7 +457,7 @@ class Coordinator:
         self.journal.close_round(closing, codec.encode_state(self._downlink.state()), following)
         self.handout.close()
         actions = self.core.closed()
-        if _core_of(self.core.plan, following) is RoundsCore:
+        if cores.kind(self.core.plan, following) is RoundsCore:
             self._do(actions)
         else:
             self._change_core(following)
@@ -476,7 +478,7 @@ class Coordinator:
 
     def _change_core(self, following: Progress) -> None:
         """Go on with what an asynchronous run does before or after its rounds, or with these."""
-        online, self.core = self.core.online, _core(self.core.plan, following)
+        online, self.core = self.core.online, cores.begin(self.core.plan, following)
         self.core.online = online
         self._do([Finish()] if following.finished else self.core.start())
 
@@ -490,22 +492,3 @@ class Coordinator:
         if not self.core.open and not self.core.online and len(self.unfit) >= self.core.plan.devices:
             device, reason = next(iter(self.unfit.items()))
             raise RunError(f"none of {len(self.unfit)} devices gets a task ({device}: {reason})")
-
-
-def _same(one: ModelCard, other: ModelCard) -> bool:
-    """Say whether cards are of the same model with the same graphs, whatever it began as."""
-    if (one.name, one.layout, one.cut) != (other.name, other.layout, other.cut):
-        return False
-    if one.bundle == other.bundle or not (one.bundle and other.bundle):
-        return one.bundle == other.bundle
-    graphs = bundle.unpack(other.bundle).graphs
-    return bundle.unpack(one.bundle, max(map(len, graphs.values()))).graphs == graphs
-
-
-def _core_of(plan: Plan, progress: Progress) -> type[RoundsCore | VersionsCore]:
-    """Choose how the run goes on; what an asynchronous run does before and after its training are rounds."""
-    return VersionsCore if plan.asynchronous and progress.phase == "train" else RoundsCore
-
-
-def _core(plan: Plan, progress: Progress) -> RoundsCore | VersionsCore:
-    return _core_of(plan, progress)(plan, progress)

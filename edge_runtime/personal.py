@@ -189,3 +189,13 @@ def _origin(record: dict[str, Any]) -> Origin:
     if type(found.round) is not int or type(found.samples) is not int or type(found.accuracy) is not float:
         raise ValueError("round, samples and accuracy must be numbers")
     return found
+
+
+def same_model(one: ModelCard, other: ModelCard) -> bool:
+    """Say whether cards are of the same model with the same graphs, whatever it began as."""
+    if (one.name, one.layout, one.cut) != (other.name, other.layout, other.cut):
+        return False
+    if one.bundle == other.bundle or not (one.bundle and other.bundle):
+        return one.bundle == other.bundle
+    graphs = bundle.unpack(other.bundle).graphs
+    return bundle.unpack(one.bundle, max(map(len, graphs.values()))).graphs == graphs
