@@ -279,6 +279,7 @@ def leaks(home: Path, stores: list[Path]) -> list[str]:
         "lock",
         "reserve",
         "seal",
+        "presence.json",
         "seeds",
         "model.bin",
     }
