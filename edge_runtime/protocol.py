@@ -211,7 +211,8 @@ class DeviceCore:
         self._held = {task.setup.digest, blob.digest}
         self._rest()
         first = tuple(range(min(blob.chunks, _UNASKED, max(1, CHUNK_BYTES // blob.chunk))))
-        return [Remember(self.memory), Send(replace(offer, sent=len(first))), SendChunks(blob, first)]
+        unasked = [SendChunks(blob, first)] if first else []
+        return [Remember(self.memory), Send(replace(offer, sent=len(first))), *unasked]
 
     def halve_chunks(self) -> list[Action]:
         """Cut what is pending in smaller chunks: the broker does not carry these."""

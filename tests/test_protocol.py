@@ -85,6 +85,12 @@ def test_a_result_is_durable_before_it_is_offered() -> None:
     assert device.tick() == [Send(OFFER)]
 
 
+def test_nothing_follows_the_offer_of_an_empty_result() -> None:
+    device, nothing = core(), Blob("e" * 64, 0)
+    device.handle(TASK)
+    assert device.trained(TASK, nothing, {})[1:] == [Send(replace(OFFER, blob=nothing))]
+
+
 def test_a_pending_result_answers_every_task_until_its_fate_is_known() -> None:
     device = after_training()
     assert device.handle(TASK) == [Send(OFFER)]
