@@ -4,9 +4,9 @@ import pytest
 
 from edge_runtime.coordinator import figures
 from edge_runtime.coordinator.journal import Accepted
-from edge_runtime.coordinator.run import RunConfig, prepare
+from edge_runtime.coordinator.run import RunConfig
 
-RUN = prepare(RunConfig("fedavg"), {})
+RUN = RunConfig("fedavg")
 NAMES = {"energy-j": "energy_j", "temperature-c": "temperature_c", "throttled": "throttled", "battery": "battery"}
 
 
