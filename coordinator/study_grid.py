@@ -321,4 +321,14 @@ SCENARIOS = (
         _widths("fedavg", {}, ordered_dropout=_NARROWER),
         "numpy",
     ),
+    Scenario(
+        "widths-lenet",
+        "the same with LeNet-5, 60 rounds, and 1,000 test samples",
+        dataclasses.replace(_ALIKE, test_samples=1000),
+        "lenet",
+        {"rounds": 60},
+        {"lr": 0.1, "lr-decay": 1.0, "local-steps": 10, "batch-size": 32},
+        _widths("fedavg", {}, ordered_dropout=_NARROWER),
+        slow=True,
+    ),
 )
