@@ -23,6 +23,7 @@ JOB: Job = {
     "cache": str(config.cache_folder()),
     "compute": {"backend": "numpy"},
     "factories": [],
+    "algorithms": [],
     "up": "",
 }
 
