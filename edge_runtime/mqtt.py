@@ -11,10 +11,10 @@ while `is_connected()` stays true, and its `loop_stop` may block for ever), back
 that a fleet comes back in step), a bounded queue, nothing queued while offline, bytes counted on the socket.
 """
 
-import contextlib
 import logging
 import random
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -44,7 +44,7 @@ _CLOSE_S = 0.8
 _FILTERS = 8
 """That one SUBSCRIBE may have at AWS IoT."""
 _TCP_THIN_LINEAR_TIMEOUTS = 16
-"""From linux/tcp.h; Python has no name for it."""
+"""From linux/tcp.h; Python has no name for it, and elsewhere the number means something else."""
 _RELEASE_S = 0.05
 _STUCK_S = 60.0
 """Longer than connecting and any callback may take."""
@@ -392,7 +392,7 @@ def _opened(sock: Any, counted: SocketBytes) -> None:
     # An answer must not wait for the acknowledgement of what was said before it (Nagle): where that is lost, it would
     # wait for a retransmission. Nor need so thin a stream wait twice as long each time that it is lost again.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    with contextlib.suppress(OSError):  # not Linux
+    if sys.platform == "linux":
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_THIN_LINEAR_TIMEOUTS, 1)
     counted.opened(sock)
 
