@@ -34,6 +34,8 @@ _EVALUATION = (
 _MEMORY = ("idle_rss_bytes", "agent_peak_rss_bytes", "trainer_peak_rss_bytes", "peak_rss_bytes")
 _TIMES = ("cpu_s", "wall_s")
 _HARDWARE = ("energy_j", "temperature_c", "throttled", "battery")
+SPREAD = (*ACCURACIES, "loss", "staleness", *_HARDWARE)
+"""The figures of a round of which its mean and quantiles are told."""
 METRICS = (
     *PAYLOAD,
     *SOCKET,
@@ -233,7 +235,7 @@ def _rounds(rows: Sequence[Row], fleet: int) -> list[dict[str, Any]]:
             **means,
             "cumulative_payload_bytes": payload.add(share, *(means[name] for name in PAYLOAD)),
             "cumulative_socket_bytes": socket.add(share, *(means[name] for name in SOCKET)),
-            **{name: _stats(_column(part, name)) for name in (*ACCURACIES, "loss", "staleness", *_HARDWARE)},
+            **{name: _stats(_column(part, name)) for name in SPREAD},
             "times": {name: _stats(_column(part, name)) for name in _TIMES},
         }
         series.append(entry)

@@ -8,18 +8,17 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edge_runtime.coordinator.report import ACCURACIES, METRICS, PAYLOAD, SOCKET, Report
+from edge_runtime.coordinator.report import METRICS, PAYLOAD, SOCKET, SPREAD, Report
 
 _STATISTICS = ("mean", "p10", "p50", "p90")
 _ROUND_PLAIN = ("round", "devices", *PAYLOAD, *SOCKET, "cumulative_payload_bytes", "cumulative_socket_bytes")
-_ROUND_SPREAD = (*ACCURACIES, "loss", "staleness")
 _TIMES = ("cpu_s", "wall_s")
 _DEVICE_PLAIN = ("id", "choice", "training_rounds", "rejected", *METRICS)
 ROUND_COLUMNS = (
     "run",
     "algorithm",
     *_ROUND_PLAIN,
-    *(f"{name}_{which}" for name in (*_ROUND_SPREAD, *_TIMES) for which in _STATISTICS),
+    *(f"{name}_{which}" for name in (*SPREAD, *_TIMES) for which in _STATISTICS),
 )
 DEVICE_COLUMNS = ("run", "algorithm", *_DEVICE_PLAIN, *_TIMES)
 Row = dict[str, Any]
@@ -41,7 +40,7 @@ def _runs(report: Report) -> list[Mapping[str, Any]]:
 
 def _rounds(of: Mapping[str, Any], run: str) -> Iterator[Row]:
     for entry in of["rounds_detail"]:
-        spread = {name: entry[name] for name in _ROUND_SPREAD} | {name: entry["times"][name] for name in _TIMES}
+        spread = {name: entry[name] for name in SPREAD} | {name: entry["times"][name] for name in _TIMES}
         statistics = {f"{name}_{which}": found[which] for name, found in spread.items() for which in _STATISTICS}
         yield {"run": run, "algorithm": of["algorithm"], **{name: entry[name] for name in _ROUND_PLAIN}, **statistics}
 

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.coordinator.report import ACCURACIES, METRICS, PAYLOAD, SOCKET, Report
+from edge_runtime.coordinator.report import METRICS, PAYLOAD, SOCKET, SPREAD, Report
 from edge_runtime.errors import ConfigError
 
 _PLAIN = (*PAYLOAD, *SOCKET, "cumulative_payload_bytes", "cumulative_socket_bytes", "devices")
-_SPREAD = (*ACCURACIES, "loss", "staleness")
 _STATISTICS = ("mean", "p10", "p90")
 _EXPERIMENT = "edge-runtime"
 _MAX_PARAM, _MAX_PARAMS, _MAX_METRICS = 500, 100, 1000
@@ -24,7 +23,7 @@ def rounds(report: Report) -> Iterator[tuple[int, dict[str, float]]]:
     """Give each round with what is known of it, as `accuracy_personal/mean` and so on."""
     for entry in report["rounds_detail"]:
         found = {name: entry[name] for name in _PLAIN}
-        for name in _SPREAD:
+        for name in SPREAD:
             found |= {f"{name}/{which}": entry[name][which] for which in _STATISTICS}
         found |= {f"{name}/mean": entry["times"][name]["mean"] for name in ("cpu_s", "wall_s")}
         yield entry["round"], {name: float(value) for name, value in found.items() if value is not None}
