@@ -47,7 +47,7 @@ class Choices:
     def __init__(self, run: Run, journal: Journal) -> None:
         self._run, self._journal = run, journal
         self._options: Mapping[str, Option] = {option.name: option for option in run.options}
-        self._heard: dict[str, tuple[str, Limits]] = {}
+        self.heard: dict[str, tuple[str, Limits]] = {}
         """Backend and limits of the devices that said hello since the start."""
         self._with_part = functools.lru_cache(_KEPT_PARTS)(self._own_part)
 
@@ -101,7 +101,7 @@ class Choices:
         """Choose for a device, if that was not done yet, and see whether it can do what it would be given."""
         limits = Limits(hello.room, hello.step_ms, hello.reference_us / 1000, hello.round_bytes)
         backend = hello.backend or _USUAL
-        self._heard[device] = backend, limits
+        self.heard[device] = backend, limits
         name = self._run.parts.name
         if algorithm.is_own(name) and name not in hello.algorithms:
             return Heard(f"it does not allow the algorithm {name}: install it there, and add --allow-algorithm {name}")
@@ -136,7 +136,7 @@ class Choices:
 
     def may_score(self, device: str) -> bool:
         """Say whether gradients of the whole model, of small batches, fit a device that said what it has."""
-        backend, limits = self._heard.get(device, (_USUAL, Limits()))
+        backend, limits = self.heard.get(device, (_USUAL, Limits()))
         whole = self._run.others
         size, batch, held = whole.setup.model.layout.size, importance.BATCH, whole.memory
         passes = held.fixed + batch * held.per_sample if held else 0

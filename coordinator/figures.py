@@ -1,13 +1,13 @@
 """From the figures that devices sent along with their updates to the rows of a report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from edge_runtime.coordinator.journal import Accepted
 from edge_runtime.coordinator.report import Row
 from edge_runtime.coordinator.run import RunConfig
 
-_MOST_J = 1e9
-"""A kilowatt for eleven days."""
+_HARDWARE = {"energy-j": (0, 1e9), "temperature-c": (-100, 300), "throttled": (0, 1), "battery": (0, 1)}
+"""What sensors may tell of a task, and within which limits hardware does; 1e9 J are a kilowatt for eleven days."""
 
 
 def rows(accepted: Sequence[Accepted], config: RunConfig) -> list[Row]:
@@ -66,17 +66,14 @@ def _row(before: Accepted | None, item: Accepted, after: Accepted | None) -> Row
         deployed_bytes=_whole(figures, "deployed-bytes"),
         train_samples=_whole(figures, "train-samples") or 0,
         test_samples=_whole(figures, "test-samples") or 0,
-        energy_j=_within(figures, "energy-j", 0, _MOST_J),
-        temperature_c=_within(figures, "temperature-c", -100, 300),
-        throttled=_within(figures, "throttled", 0, 1),
-        battery=_within(figures, "battery", 0, 1),
+        **hardware(figures),
     )
 
 
-def _within(figures: dict[str, float], name: str, least: float, most: float) -> float | None:
-    """Give what a device says of its hardware, unless no hardware says such a thing."""
-    value = figures.get(name)
-    return value if value is not None and least <= value <= most else None
+def hardware(figures: Mapping[str, float]) -> dict[str, float]:
+    """Give what a device says of its hardware, by the names of a row; not what no hardware says."""
+    told = [(name, figures[name], limits) for name, limits in _HARDWARE.items() if name in figures]
+    return {name.replace("-", "_"): value for name, value, (least, most) in told if least <= value <= most}
 
 
 def _whole(figures: dict[str, float], name: str) -> int | None:

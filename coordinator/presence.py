@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edge_runtime.coordinator.figures import hardware
 from edge_runtime.coordinator.server import Coordinator
-from edge_runtime.coordinator.tally import PROFILE, state_of
+from edge_runtime.coordinator.tally import state_of
+from edge_runtime.devices.budget import Limits
 from edge_runtime.errors import DeviceError
 from edge_runtime.files import write_atomic
 
@@ -26,8 +28,6 @@ _PERIOD_S = 1.0
 _MOST_BYTES = 64 << 20
 _FLEET_PER_S = 1000
 """Devices of a fleet that are written down in a second: a larger one less often."""
-_POWER = ("battery", "power", "energy", "temperature", "throttled")
-"""How the names of figures begin that tell how a device is supplied, and how warm it is."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Seen:
     seen: float | None = None
     """When it last said something; None: not since there is this file."""
     profile: Mapping[str, Any] = field(default_factory=dict)
-    """What it said of itself: `backend`, `room`, `reference_us`, `step_ms`, `round_bytes` (`message.Hello`)."""
+    """What it said of itself: its `backend`, and its limits (`devices/budget.py`)."""
     power: Mapping[str, float] = field(default_factory=dict)
-    """Its newest figures of energy, battery and temperature, where it has such."""
+    """Its newest figures of energy, battery and temperature, where it has such (`figures.hardware`)."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Presence:
         """Write in a run's folder, and go on from what is there."""
         self._path, self._clock, self._timer = folder / NAME, clock, timer
         self._due_s = -math.inf
-        self._hellos: dict[str, tuple[str | int, ...]] = {}
+        self._hellos: dict[str, tuple[str, Limits]] = {}
         before = read(folder)
         self._known = dict(before.devices) if before else {}
         self._failed = False
@@ -76,7 +76,7 @@ class Presence:
     def write(self, coordinator: Coordinator) -> None:
         """Write how things stand. A disk that does not take it is no reason for the run to stop."""
         now = self._clock()
-        known = sorted(coordinator.core.progress.known | coordinator.hellos.keys())
+        known = sorted(coordinator.core.progress.known | coordinator.choices.heard.keys())
         for device in known:
             self._known[device] = self._look(coordinator, device, now)
         coordinator.heard.clear()
@@ -94,12 +94,12 @@ class Presence:
 
     def _look(self, coordinator: Coordinator, device: str, now: float) -> Seen:
         before, figures = self._known.get(device, Seen()), coordinator.latest.get(device, {})
-        hello = coordinator.hellos.get(device)
+        hello = coordinator.choices.heard.get(device)
         spoke = device in coordinator.heard or hello is not self._hellos.get(device)
         if hello:
             self._hellos[device] = hello
-        profile = dict(zip(PROFILE, hello, strict=True)) if hello else before.profile
-        power = {name: value for name, value in figures.items() if name.startswith(_POWER)}
+        profile = {"backend": hello[0], **asdict(hello[1])} if hello else before.profile
+        power = hardware(figures)
         seen = now if spoke else before.seen
         state = "unfit" if device in coordinator.unfit else state_of(coordinator.core, device)
         return Seen(state, seen, profile, power or before.power)

@@ -10,13 +10,6 @@ from edge_runtime.coordinator.report import Report
 
 _MOST_ROWS = 100
 """Of a table of what went wrong; report.json has all."""
-_HARDWARE = (
-    ("energy per round", "energy_j", units.energy),
-    ("hottest", "temperature_c", units.temperature),
-    ("rounds throttled", "throttled", units.percent),
-    ("battery", "battery", units.percent),
-)
-"""Columns that are there if any device has such a figure."""
 
 
 def page(report: Report) -> str:
@@ -147,7 +140,7 @@ def _devices(report: Report) -> str:
         ("samples", "train_samples", lambda value: "–" if value is None else f"{value:,}"),
         *(
             (name, key, say)
-            for name, key, say in _HARDWARE
+            for name, key, say in units.HARDWARE
             if any(one.get(key) is not None for one in report["devices"])
         ),
     ]

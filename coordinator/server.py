@@ -40,7 +40,7 @@ from edge_runtime.coordinator.handout import Handout, Makers
 from edge_runtime.coordinator.journal import Journal
 from edge_runtime.coordinator.rounds import RoundsCore
 from edge_runtime.coordinator.run import Run
-from edge_runtime.coordinator.tally import Tally, profile_of
+from edge_runtime.coordinator.tally import Tally
 from edge_runtime.coordinator.versions import VersionsCore
 from edge_runtime.errors import ConfigError, DecodeError, DeviceError, RunError
 from edge_runtime.message import (
@@ -88,9 +88,8 @@ class Coordinator:
         self.dropped, self.tally = Dropped(), tally or Tally()
         self.latest: dict[str, dict[str, float]] = {}
         """Figures that came with the last accepted update of every device."""
-        self.hellos: dict[str, tuple[str | int, ...]] = {}
         self.heard: set[str] = set()
-        """What devices said of themselves last (`tally.PROFILE`); who has spoken since `presence.py` emptied it."""
+        """Who has spoken since `presence.py` emptied it."""
         self.broken: Exception | None = None
         """Why nothing is acknowledged: the disk is full or broken, or a fault. It is tried again with every tick."""
         self.handout = Handout(Makers(self._set_up, self._down, self._kept_down), run.config.chunk_bytes)
@@ -114,12 +113,12 @@ class Coordinator:
         memories = journal.memories
         self.server: Server = run.parts.Server(run.settings, self._layout, run.initial, memories, self._seed)
         self._secret = privacy.guard(run.config, journal, self.server)
-        self._choices = Choices(run, journal)
+        self.choices = Choices(run, journal)
         if isinstance(self.server, CutServer):
-            self.server.cut_of = self._choices.cut_of
+            self.server.cut_of = self.choices.cut_of
         if isinstance(self.server, NarrowingServer):
             self.server.cuts = run.cuts
-        self._downlink = Downlink(run, self.server, journal, self._choices)
+        self._downlink = Downlink(run, self.server, journal, self.choices)
         self._recover()
 
     def forget(self, fault: Exception) -> None:
@@ -249,7 +248,6 @@ class Coordinator:
         if isinstance(message, Hello):
             if not self._understands(device, message):
                 return
-            self.hellos[device] = profile_of(message)
             self.handout.leave(device)
             if not self._admits(device, message):
                 return
@@ -282,7 +280,7 @@ class Coordinator:
 
     def _admits(self, device: str, hello: Hello) -> bool:
         """See what a device is given, and whether it gets tasks; an open one that does not fit is taken back."""
-        heard = self._choices.hear(device, hello)
+        heard = self.choices.hear(device, hello)
         if heard.chosen:
             log.warning("device %s is given %s", device, heard.chosen, extra={"device": device})
         self.journal.devices.admit(device, heard.lacking)
@@ -361,7 +359,7 @@ class Coordinator:
 
     def _down(self, device: str, first: bool) -> bytes:
         if self.core.progress.phase == "score":
-            return self._choices.task(device, self._run.initial)
+            return self.choices.task(device, self._run.initial)
         if self.core.progress.phase == "peers":
             cohort = self.core.progress.cohort
             start = dataclasses.replace(self._run.start(cohort), keys=self._gate.points(cohort))
@@ -371,7 +369,7 @@ class Coordinator:
     def _set_up(self, device: str) -> bytes:
         """Give the run as a device sees it; to say which channels matter to it, it must see the whole model."""
         scores = self.core.progress.phase == "score"
-        return (self._run.others if scores else self._choices.variant_of(device)).encoded
+        return (self._run.others if scores else self.choices.variant_of(device)).encoded
 
     def _kept_down(self, digest: str) -> bytes | None:
         """Read the Down of a version that may have passed since."""
@@ -388,7 +386,7 @@ class Coordinator:
                 up = self._downlink.take(device, payload)
                 held, offer = self._downlink.held_after(device, up), self._dated(offer)
             elif offer.phase == "score":
-                self._choices.score(device, payload)
+                self.choices.score(device, payload)
             elif payload:
                 self._collect(device, payload)
                 payload = b""
@@ -405,7 +403,7 @@ class Coordinator:
 
     def _collect(self, device: str, data: bytes) -> None:
         """Keep the personal model that a device hands over."""
-        setup = self._choices.variant_of(device).setup
+        setup = self.choices.variant_of(device).setup
         if not setup.collect:
             raise DecodeError("an evaluation has no payload")
         card = setup.own or setup.model
@@ -433,8 +431,8 @@ class Coordinator:
         plan, progress = self.core.plan, self.core.progress
         cohort = devices
         if progress.phase == "score":
-            parts = (device for device in devices if self._choices.cut_of(device))
-            cohort = tuple(device for device in parts if self._choices.may_score(device))
+            parts = (device for device in devices if self.choices.cut_of(device))
+            cohort = tuple(device for device in parts if self.choices.may_score(device))
         if 0 < plan.cohort < len(devices) and progress.phase == "train":
             rng = np.random.default_rng([self._seed & 0xFFFFFFFF, progress.round])
             if self._secret:

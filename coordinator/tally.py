@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from edge_runtime.coordinator.rounds import RoundsCore
 from edge_runtime.coordinator.versions import VersionsCore
-from edge_runtime.message import Hello, Message
+from edge_runtime.message import Message
 from edge_runtime.transport import Traffic
 
 _REASONS = {
@@ -22,14 +22,6 @@ _REASONS = {
 """What stands in the reason of a rejection, and how it is counted; all else is malformed."""
 STATES = ("idle", "fetching", "training", "listening", "sending", "done", "late", "refused", "offline")
 """What a device may be at; late: it was here, offline: it never was."""
-
-PROFILE = ("backend", "room", "reference_us", "step_ms", "round_bytes")
-"""What a device says of itself that is kept, by the names of `message.Hello`."""
-
-
-def profile_of(hello: Hello) -> tuple[str | int, ...]:
-    """Give what is kept of a hello, in the order of PROFILE."""
-    return tuple(getattr(hello, name) for name in PROFILE)
 
 
 def state_of(core: RoundsCore | VersionsCore, device: str) -> str:

@@ -57,3 +57,12 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+HARDWARE = (
+    ("energy per round", "energy_j", energy),
+    ("hottest", "temperature_c", temperature),
+    ("throttled", "throttled", percent),
+    ("battery", "battery", percent),
+)
+"""What sensors tell, shown only of devices that have such: in words, by its key, and how it is written."""

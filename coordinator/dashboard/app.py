@@ -29,7 +29,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from edge_runtime.coordinator import runs, units
-from edge_runtime.coordinator.dashboard import density, downloadable, views
+from edge_runtime.coordinator.dashboard import density, downloadable, tables, views, words
 from edge_runtime.coordinator.dashboard.acting import Acting
 from edge_runtime.coordinator.dashboard.fleet import Roster
 from edge_runtime.coordinator.dashboard.guard import FILE_POLICY, Asgi, Door, Guard
@@ -75,7 +75,7 @@ class Dashboard:
             lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
         )
-        self._pages.globals.update(units=units, when=views.when, quote=lambda text: quote(text, safe=""))
+        self._pages.globals.update(units=units, when=words.when, quote=lambda text: quote(text, safe=""))
         self._pages.globals["m"] = self._pages.get_template("macros.html").module
 
     def readers(self) -> dict[str, RunReader]:
@@ -154,18 +154,18 @@ class Pages:
             "said": _DONE.get(request.query_params.get("did", ""), ""),
             "tiles": views.tiles(picture),
             "charts": views.charts(picture),
-            "rounds": views.rounds_table(picture),
-            "devices": views.devices_table(picture, address, sort, now),
+            "rounds": tables.rounds_table(picture),
+            "devices": tables.devices_table(picture, address, sort, now),
             "rejected": picture.report["rejected"][-20:][::-1],
-            "dropped": views.dropped(picture.report),
+            "dropped": words.dropped(picture.report),
             "files": downloadable.files(reader.folder),
         }
         return self._dashboard.answer(request, "run", context)
 
     def _run_context(self, picture: Picture, reader: RunReader, name: str) -> dict[str, Any]:
-        words = self._dashboard.acting.last_words(reader.folder) if self._dashboard.acting else ""
-        at = views.standing(picture)
-        return self._dashboard.context("run", name=name, picture=picture, standing=picture.standing, at=at, words=words)
+        last = self._dashboard.acting.last_words(reader.folder) if self._dashboard.acting else ""
+        at = words.standing(picture)
+        return self._dashboard.context("run", name=name, picture=picture, standing=picture.standing, at=at, words=last)
 
     def device(self, request: Request) -> Response:
         """Show a device in a run."""
@@ -177,15 +177,15 @@ class Pages:
             raise HTTPException(404, "there is no such device in this run")
         context = self._run_context(picture, reader, request.path_params["run"]) | {
             "device": device,
-            "state": views.state(picture, device),
+            "state": words.state(picture, device),
             "unfit": picture.unfit.get(device, ""),
             "choice": picture.report["devices"][place]["choice"] if place is not None else None,
-            "seen": views.ago(seen.seen, time.time()) if seen else "–",
-            "profile": views.profile(seen) if seen else [],
+            "seen": words.ago(seen.seen, time.time()) if seen else "–",
+            "profile": words.profile(seen) if seen else [],
             "tiles": views.device_tiles(picture, place) if place is not None else [],
             "charts": views.device_charts(picture, device),
-            "history": views.history_table(picture, device),
-            "layers": views.layer_rows(density.layers(picture, device)),
+            "history": tables.history_table(picture, device),
+            "layers": tables.layer_rows(density.layers(picture, device)),
             "files": downloadable.of_device(reader.folder, device),
         }
         return self._dashboard.answer(request, "device", context)
@@ -200,7 +200,9 @@ class Pages:
             if one.run is not None:
                 address = f"/runs/{quote(names[one.run], safe='')}/devices/{quote(one.id, safe='')}"
             run = names[one.run] if one.run is not None else ""
-            listed.append((one, address, run, views.ago(one.seen.seen, now), dict(views.profile(one.seen))))
+            listed.append(
+                (one, address, run, words.ago(one.seen.seen, now), dict(words.profile(one.seen)), words.power(one.seen))
+            )
         return self._dashboard.answer(request, "fleet", self._dashboard.context("fleet", devices=listed))
 
     def file(self, request: Request) -> Response:

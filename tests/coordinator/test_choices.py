@@ -133,7 +133,7 @@ def test_a_choice_holds_over_a_restart_and_whatever_is_said_later(
     with coordinating(run, tmp_path) as (coordinator, _):
         coordinator.handle("a", Hello("again", room=100 * rooms[1]))
         assert coordinator.journal.devices.chosen("a").startswith("0.5 ")
-        assert coordinator._choices.cut_of("a") == run.options[-1].variant.cut
+        assert coordinator.choices.cut_of("a") == run.options[-1].variant.cut
 
 
 def test_who_was_given_nothing_is_given_something_when_it_has_more(

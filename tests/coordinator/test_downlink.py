@@ -172,7 +172,7 @@ def test_devices_with_parts_of_the_model_are_told_these_and_a_value_is_averaged_
     fleets: Any, name: str, settings: dict[str, Any], down: str
 ) -> None:
     fleet = fleets(name, settings, variants=WIDTHS, up="lossless", down=down, habit="synchronous")
-    cuts = {device: fleet.coordinator._choices.cut_of(device) for device in NAMES}
+    cuts = {device: fleet.coordinator.choices.cut_of(device) for device in NAMES}
     has = {device: np.ones(len(fleet.model), np.bool_) if cut is None else cut.bits for device, cut in cuts.items()}
     assert [int(has[device].sum()) for device in NAMES] == [25_450, 12_730, 6_370]
     for round_ in range(3):

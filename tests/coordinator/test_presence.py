@@ -30,7 +30,7 @@ def test_a_run_leaves_what_devices_said_of_themselves_and_when_they_were_seen(tm
     assert found is not None
     assert sorted(found.devices) == NAMES
     one = found.devices[NAMES[0]]
-    assert (one.profile["backend"], one.profile["room"], one.profile["step_ms"]) == ("onnx", 5_000_000, 9)
+    assert (one.profile["backend"], one.profile["room_bytes"], one.profile["step_ms"]) == ("onnx", 5_000_000, 9)
     assert [found.devices[name].state for name in NAMES] == ["unfit", "idle"]
     assert one.seen is not None
     assert found.written - 60 < one.seen <= found.written
