@@ -33,7 +33,7 @@ _DEAF = 3
 
 @dataclass(frozen=True)
 class Load:
-    """One chunk to send: to the devices that asked for it, or to all that listen."""
+    """One chunk to send: to one device that asked for it, or to all that listen, of whom these did."""
 
     devices: tuple[str, ...]
     digest: str
@@ -113,11 +113,13 @@ class Downloads:
         for digest, stream in self._streams.items():
             if stream.ready(now_s):
                 index = min(stream.wanted)
-                devices = tuple(stream.wanted.pop(index))
-                to_all = stream.shared and self._most_lack(stream, index, devices)
-                if to_all:
-                    self._note(stream, index, [device for device in devices if device in self._deaf])
-                return Load(devices, digest, index, to_all)
+                asking = tuple(stream.wanted.pop(index))
+                if stream.shared and self._most_lack(stream, index, asking):
+                    self._note(stream, index, [device for device in asking if device in self._deaf])
+                    return Load(asking, digest, index, True)
+                if len(asking) > 1:
+                    stream.wanted[index] = list(asking[1:])
+                return Load(asking[:1], digest, index, False)
         self._forget()
         return None
 

@@ -21,6 +21,8 @@ class Named:
     down: Blob
     first: bool
     """Whether the device holds nothing."""
+    followed: bool = False
+    """Whether the Down was sent along, unasked."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,18 @@ class Handout:
         """Name what a task named before."""
         return self._cut(device, Named(task.setup, task.down, not task.base))
 
+    def follow(self, device: str) -> int:
+        """Send a small Down behind the task that was named just now; once. Says how many chunks that are.
+
+        Not to a device that holds nothing, which must have the set-up first.
+        """
+        named = self._named[device]
+        if named.first or named.followed or named.down.shared:
+            return 0
+        self._named[device] = dataclasses.replace(named, followed=True)
+        self._downloads.want(device, named.down, range(named.down.chunks), expected=1)
+        return named.down.chunks
+
     def data(self, blob: Blob) -> bytes:
         """Give the bytes of a blob that was named just now."""
         return self._blobs[blob.digest]
@@ -80,8 +94,7 @@ class Handout:
             start, end = Blob(load.digest, len(data), self.chunk_bytes).span(load.index)
             chunk = Chunk(load.digest, load.index, data[start:end])
             self.sent += 1
-            sent = [post.share(chunk)] if load.to_all else [post.send(device, chunk) for device in load.devices]
-            if not all(sent):
+            if not (post.share(chunk) if load.to_all else post.send(load.devices[0], chunk)):
                 self._downloads.clear()  # the link is down: it will all be asked for again
 
     def due_s(self) -> float | None:
@@ -109,7 +122,7 @@ class Handout:
 
     def _cut(self, device: str, named: Named) -> Named:
         set_up, down = (dataclasses.replace(blob, chunk=self.chunk_bytes) for blob in (named.set_up, named.down))
-        self._named[device] = Named(set_up, down, named.first)
+        self._named[device] = dataclasses.replace(named, set_up=set_up, down=down)
         return self._named[device]
 
     def _remember(self, data: bytes) -> Blob:

@@ -347,7 +347,7 @@ class Coordinator:
         if isinstance(self.core, VersionsCore):
             self.journal.assign(device, task, self.handout.data(named.down))
             self.core.issued(device, task.round)
-        self._send(device, task)
+        self._send(device, dataclasses.replace(task, sent=self.handout.follow(device)))
 
     def _repeat(self, device: str) -> None:
         task = self.journal.assigned(device)

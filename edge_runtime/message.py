@@ -26,7 +26,8 @@ each can be repeated safely.
 
 A device that fetches a blob of `SHARED_BYTES` or more listens to that blob's own topic as long as it does. There the
 coordinator puts each chunk that several of them lack, once; what it then asks for on its own topic for the first time,
-after it was sent to all, is not sent again (`coordinator/downloads.py`). Smaller blobs go to each device by itself.
+after it was sent to all, is not sent again (`coordinator/downloads.py`). Smaller blobs go to each device by itself; a
+smaller Down follows its task unasked.
 """
 
 import json
@@ -47,8 +48,9 @@ MAX_CONTROL_BYTES = 4_096
 CHUNK_BYTES = 65_536
 MIN_CHUNK_BYTES = 1_024
 """Chunks are never made smaller than that, however often a broker hangs up on them."""
-SHARED_BYTES = 8_192
-"""Smallest blob that is worth a topic of its own: to listen to one, and to stop, costs a device about 100 bytes."""
+SHARED_BYTES = 16_384
+"""Smallest blob that is worth a topic of its own: to listen to one, and to stop, costs a device about 100 bytes and
+a round trip."""
 WINDOW = 16
 """Chunks asked for at once: bounds what a sender has in flight for one receiver to 1 MiB (of 64 KiB chunks)."""
 
@@ -134,6 +136,8 @@ class Task:
     """Digest of the last update of this device that was applied; empty: start without state."""
     setup: Blob
     down: Blob
+    sent: int = 0
+    """How many chunks of `down`, from the first, follow at once without being asked for."""
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,8 @@ class DeviceCore:
         self._held = held
         self._hello = hello
         self._incoming: Incoming | None = None
+        self._coming = 0
+        """Chunks of the task's Down that are on their way, unasked."""
         self._tuned: Blob | None = None
         self._heard = False
         """Whether the coordinator has said anything since the last hello of a start or a new connection."""
@@ -188,11 +190,15 @@ class DeviceCore:
                 return []
 
     def recalled(self, blob: Blob, have: set[int]) -> list[Action]:
-        """Go on after `Recall`: ask for what is missing."""
+        """Go on after `Recall`: ask for what is missing, and is not on its way."""
         self._incoming = Incoming(blob, have)
+        coming, self._coming = self._coming, 0
         if self._incoming.complete:
             return [Check(blob)]
-        return [*self._tune(blob if blob.shared else None), Send(self._incoming.ask())]
+        tuned = self._tune(blob if blob.shared else None)
+        if self.task is not None and blob == self.task.down and self._incoming.expect(coming):
+            return tuned
+        return [*tuned, Send(self._incoming.ask())]
 
     def checked(self, blob: Blob, good: bool) -> list[Action]:
         """Go on after `Check`: with the next blob or the training, or (bad) with what is not good of the same blob."""
@@ -244,7 +250,7 @@ class DeviceCore:
             return [Send(self._status())]
         if task.base and (task.run, task.base) != (self.memory.run, self.memory.base):
             return [Send(Refuse(task.run, task.round, True, "this device no longer has its state", task.phase))]
-        self.task = task
+        self.task, self._coming = task, task.sent
         self._incoming = None
         return self._advance()
 
@@ -322,7 +328,7 @@ def _same(one: Task, other: Task) -> bool:
 
 
 def _bare(task: Task) -> Task:
-    return replace(task, epoch=0, setup=replace(task.setup, chunk=1), down=replace(task.down, chunk=1))
+    return replace(task, epoch=0, sent=0, setup=replace(task.setup, chunk=1), down=replace(task.down, chunk=1))
 
 
 def _identity(message: Offer | Fate, digest: str) -> tuple[str, int, str, str]:

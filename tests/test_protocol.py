@@ -32,6 +32,29 @@ def test_a_task_fetches_what_is_missing_and_then_trains() -> None:
     assert device.checked(DOWN, True) == [Tune(None), Train(TASK)]
 
 
+def test_what_follows_a_task_unasked_is_waited_for_and_asked_for_only_if_it_does_not_come() -> None:
+    device, announced = core(held={SETUP.digest}), replace(TASK, sent=2)
+    assert device.handle(announced) == [Recall(DOWN)]
+    assert device.recalled(DOWN, set()) == [Tune(DOWN)]
+    first = Chunk(DOWN.digest, 0, bytes(65_536))
+    assert device.handle(first) == [Keep(DOWN, first)]
+    assert device.handle(TASK) == [Send(Status("run", 0, "fetching"))]  # the same task, repeated
+    assert [device.tick() for _ in range(2)] == [[], [Send(Need(DOWN.digest, (1,)))]]
+    last = Chunk(DOWN.digest, 1, bytes(34_464))
+    assert device.handle(last) == [Keep(DOWN, last), Check(DOWN)]
+    assert device.checked(DOWN, False) == [Recall(DOWN)]
+    assert device.recalled(DOWN, set()) == [Send(Need(DOWN.digest, (0, 1)))]  # nothing is on its way any more
+
+
+def test_what_follows_a_task_unasked_is_asked_for_by_a_device_that_had_to_fetch_the_set_up_first() -> None:
+    device = core(held={"x"})
+    device.handle(replace(TASK, sent=2))
+    assert device.recalled(SETUP, set()) == [Send(Need(SETUP.digest, (0,)))]
+    assert device.handle(Chunk(DOWN.digest, 0, bytes(65_536))) == []
+    assert device.checked(SETUP, True) == [Recall(DOWN)]
+    assert device.recalled(DOWN, set()) == [Tune(DOWN), Send(Need(DOWN.digest, (0, 1)))]
+
+
 def test_what_was_kept_before_a_restart_is_not_asked_for_again() -> None:
     device = core(held={SETUP.digest})
     device.handle(TASK)

@@ -42,8 +42,8 @@ DEVICES = ("a", "b", "c")
 ROUNDS = 3
 FAULTS = Faults(drop=0.15, duplicate=0.1, delay_s=1.5)
 LAYOUT = Layout(("w",), ((2,),))
-LONG = Layout(("w",), ((2500,),))
-"""Its payloads are shared, and go in 20 chunks of 512 bytes: more than one window."""
+LONG = Layout(("w",), ((6000,),))
+"""Its payloads are shared, and go in 20 chunks of 1,024 bytes: more than one window."""
 
 PAIRS = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("", *DEVICES)}
 KEYS = {name: Key(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())) for name, key in PAIRS.items()}
@@ -290,7 +290,7 @@ class World:
         post = Watched(TopicPost("f", end, gate), self.boundary, self.carried)
         names = {"accept", "open_round", "close_round", "close_versions", "assign", "set", "reject"}
         description = Setup("toy", {}, ModelCard("own:toy", self.layout), 1)
-        config = RunConfig(rounds=ROUNDS, devices=3, evaluate=False, chunk_bytes=512)
+        config = RunConfig(rounds=ROUNDS, devices=3, evaluate=False, chunk_bytes=1024)
         run = Run(config, TOY, None, description, np.zeros(self.layout.size, np.float32))
         plan = replace(
             run.plan("run", journal.next_epoch()), asynchronous=bool(self.buffer), buffer=max(1, self.buffer)
