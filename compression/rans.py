@@ -43,6 +43,14 @@ class Tables:
         """Give frequencies and starts as integers of Python's."""
         return self.frequencies.tolist(), self.starts.tolist()
 
+    @functools.cached_property
+    def slots(self) -> tuple[Ints, Ints, Ints]:
+        """Give of all slots [contexts * 2^scale] the symbol, its frequency, and how far the slot is from its start."""
+        symbols = np.tile(np.arange(self.columns), self.contexts)
+        found = (np.repeat(column, self.frequencies) for column in (symbols, self.frequencies, self.starts))
+        columns, frequencies, starts = found
+        return columns, frequencies, (np.arange(len(starts)) & self.mask) - starts
+
 
 def push(
     tables: Tables, symbols: Symbols, contexts: Contexts, log_lanes: int, cuts: Sequence[int]
@@ -226,22 +234,19 @@ def _popper(tables: Tables) -> PopRows:
 
 def _pop_by_slot(tables: Tables) -> PopRows:
     """Look up what a lane's slot says in tables of all slots."""
-    cells = np.repeat(np.arange(len(tables.frequencies)), tables.frequencies)
-    frequencies = tables.frequencies[cells]
-    shifts = np.arange(len(cells)) % (1 << tables.scale) - tables.starts[cells]
-    columns = cells % tables.columns
 
     def pop_rows(states: Ints, words: _Words, contexts: Ints) -> Ints:
         if len(states) <= _FEW_LANES:
             return _pop_one_by_one(tables, states, words, contexts)
+        columns, frequencies, shifts = tables.slots
         slots = (contexts << tables.scale).reshape(-1, len(states))
         for row in slots:
             np.bitwise_or(row, states & tables.mask, out=row)
             states >>= tables.shift
-            states *= frequencies[row]
-            states += shifts[row]
+            states *= frequencies.take(row)
+            states += shifts.take(row)
             _refill(states, words)
-        symbols: Ints = columns[slots.ravel()]
+        symbols: Ints = columns.take(slots.ravel())
         return symbols
 
     return pop_rows
