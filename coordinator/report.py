@@ -18,6 +18,7 @@ import numpy as np
 
 from edge_runtime import __version__
 from edge_runtime.files import sync_folder, write_atomic
+from edge_runtime.seal import ORDINARY
 
 SCHEMA = "edge-runtime/report/1"
 Report = dict[str, Any]
@@ -273,6 +274,17 @@ def _compare(own: dict[str, Any], other: dict[str, Any]) -> dict[str, float | No
         ours, theirs = own[ours_name]["mean"], other[theirs_name]["mean"]
         compared[key] = None if ours is None or theirs is None else _number(100 * (ours - theirs))
     return compared
+
+
+def refused(report: Report) -> list[tuple[str, str, int]]:
+    """List messages that no honest device would have sent: of whom, why, how many; the most first."""
+    found = [
+        (device, reason, count)
+        for device, reasons in report["dropped"].items()
+        for reason, count in reasons.items()
+        if reason not in ORDINARY
+    ]
+    return sorted(found, key=lambda one: -one[2])
 
 
 def without_times(report: Report) -> Report:

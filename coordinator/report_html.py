@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.coordinator import plots, profiles, summary, units
-from edge_runtime.coordinator.report import Report
+from edge_runtime.coordinator.report import Report, refused
 
 _MOST_ROWS = 100
 """Of a table of what went wrong; report.json has all."""
@@ -110,11 +110,11 @@ def _trouble(report: Report) -> str:
         made += _section(
             f"Updates thrown out: {len(report['rejected']):,}", _table(("round", "device", "reason"), rows, "words")
         )
-    dropped = [(device, why, count) for device, counts in report["dropped"].items() for why, count in counts.items()]
-    if dropped:
-        most = sorted(dropped, key=lambda one: -one[2])[:_MOST_ROWS]
-        table = _table(("device", "reason", "messages"), ([device, why, f"{count:,}"] for device, why, count in most))
-        made += _section(f"Messages not taken: {sum(count for *_, count in dropped):,}", table)
+    found = refused(report)
+    if found:
+        rows = [[device, why, f"{count:,}"] for device, why, count in found[:_MOST_ROWS]]
+        table = _table(("device", "reason", "messages"), rows)
+        made += _section(f"Messages refused: {sum(count for *_, count in found):,}", table)
     return made + (_section("Privacy", f"<p>{escape(report['privacy'])}</p>") if report["privacy"] else "")
 
 

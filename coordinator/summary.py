@@ -6,8 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from edge_runtime.coordinator import units
-from edge_runtime.coordinator.report import ACCURACIES, Report
-from edge_runtime.seal import ORDINARY
+from edge_runtime.coordinator.report import ACCURACIES, Report, refused
 
 LINES = (
     ("accuracy, shared model", "accuracy_shared"),
@@ -101,16 +100,11 @@ def _rejections(report: Report) -> list[str]:
 
 def _refusals(report: Report) -> list[str]:
     """Say how many messages were refused, and of whom the most."""
-    counts = {
-        (device, reason): count
-        for device, reasons in report["dropped"].items()
-        for reason, count in reasons.items()
-        if reason not in ORDINARY
-    }
-    if not counts:
+    found = refused(report)
+    if not found:
         return []
-    most = max(counts, key=lambda one: counts[one])
-    return [f"{units.counted(sum(counts.values()), 'message')} refused ({most[0]}: {most[1]})"]
+    device, reason, _ = found[0]
+    return [f"{units.counted(sum(count for *_, count in found), 'message')} refused ({device}: {reason})"]
 
 
 def lines(report: Report) -> list[tuple[str, str]]:

@@ -34,6 +34,7 @@ from edge_runtime.coordinator.dashboard.acting import Acting
 from edge_runtime.coordinator.dashboard.fleet import Roster
 from edge_runtime.coordinator.dashboard.guard import FILE_POLICY, Asgi, Door, Guard
 from edge_runtime.coordinator.dashboard.picture import Picture, RunReader
+from edge_runtime.coordinator.report import refused
 from edge_runtime.errors import EdgeError, RunError
 
 _HERE = Path(__file__).parent
@@ -157,7 +158,7 @@ class Pages:
             "rounds": tables.rounds_table(picture),
             "devices": tables.devices_table(picture, address, sort, now),
             "rejected": picture.report["rejected"][-20:][::-1],
-            "dropped": words.dropped(picture.report),
+            "refused": refused(picture.report)[:20],
             "files": downloadable.files(reader.folder),
         }
         return self._dashboard.answer(request, "run", context)

@@ -75,7 +75,7 @@ class Roster:
         if self.fleet is not None and time.monotonic() >= self._due_s:
             self._due_s = time.monotonic() + _MEMBERS_S
             try:
-                self._members = {one.name: f"{one.state}, until {one.expires}" for one in self.fleet.members()}
+                self._members = {one.name: f"{one.state}, until {one.expires[:10]}" for one in self.fleet.members()}
             except EdgeError:
                 self._members = {}  # being written, or not to be read by us: the devices of the runs are shown
         return self._members

@@ -67,12 +67,6 @@ def standing(picture: Picture) -> dict[str, Any]:
     }
 
 
-def dropped(report: Report) -> list[tuple[str, str, int]]:
-    """List messages that were not taken: of whom, why, how many; the most first."""
-    found = [(device, why, count) for device, reasons in report["dropped"].items() for why, count in reasons.items()]
-    return sorted(found, key=lambda one: -one[2])[:20]
-
-
 def ago(then: float | None, now: float) -> str:
     """Say how long something was ago, so coarsely that it seldom changes."""
     if then is None:

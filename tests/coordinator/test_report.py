@@ -361,14 +361,14 @@ def test_the_page_says_what_was_thrown_out_refused_and_promised() -> None:
     info = dataclasses.replace(
         INFO,
         rejected=((0, "liar", "norm <9>"),),
-        dropped={"a": {"forged": 7}},
+        dropped={"a": {"forged": 7, "stale": 2}},
         privacy="epsilon 3 for a delta of 1e-5",
     )
     text = report_html.page(report.build(info, []))
-    for said in ("Updates thrown out: 1", "norm &lt;9&gt;", "Messages not taken: 7", "forged", "epsilon 3"):
+    for said in ("Updates thrown out: 1", "norm &lt;9&gt;", "Messages refused: 7", "forged", "epsilon 3"):
         assert said in text
     quiet = report_html.page(report.build(INFO, []))
-    for said in ("thrown out", "not taken", "Privacy"):
+    for said in ("thrown out", "refused", "Privacy"):
         assert said not in quiet
 
 
