@@ -5,12 +5,14 @@ repaint it for a dark one. matplotlib is loaded when the first plot is drawn, wi
 """
 
 import io
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_runtime import config
 from edge_runtime.coordinator import units
 from edge_runtime.coordinator.report import Report
 
@@ -89,6 +91,8 @@ def picture(report: Report, path: Path) -> None:
 @contextmanager
 def style() -> Iterator[None]:
     """Draw in the style of our reports, and leave matplotlib as it was."""
+    # What it finds out about fonts it keeps in the user's home, which a service does not have.
+    os.environ.setdefault("MPLCONFIGDIR", str(config.cache_folder() / "matplotlib"))
     import matplotlib as mpl
 
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Try in clean Debian systems, made by debootstrap, what README.md and docs/install.md tell a person to type.
-#   try.sh            both of them:
-#   try.sh readme     the README's second section, from an empty system to a report
-#   try.sh package    the Debian package: install, start as systemd starts it, train, stop, upgrade, remove, purge
+#   try.sh              all of them:
+#   try.sh readme       the README's second section, from an empty system to a report
+#   try.sh package      the agent's Debian package: install, start as systemd does, train, stop, upgrade, remove, purge
+#   try.sh coordinator  the coordinator's, as a service with a Mosquitto of its own: a run that is killed, and purge
 # Needs root, debootstrap, systemd-nspawn and mosquitto; exits with 77 where one of them is missing.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -111,9 +112,9 @@ boot() {
 within() { nsenter --target "$leader" --mount --uts --ipc --pid --root --wd=/ env -i HOME=/root LANG=C.UTF-8 \
   PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive "$@"; }
 until_active() {
-  for _ in $(seq 300); do ! within systemctl --quiet is-active edge-agent || return 0; sleep 0.2; done
-  within journalctl -u edge-agent -n 20 --no-pager >&2
-  fail 'the service does not become active'
+  for _ in $(seq 300); do ! within systemctl --quiet is-active "$1" || return 0; sleep 0.2; done
+  within journalctl -u "$1" -n 20 --no-pager >&2
+  fail "the service $1 does not become active"
 }
 
 try_package() {
@@ -150,7 +151,7 @@ END
     { tail "$scratch/log"; fail 'apt-get install'; }
   within edge-agent --version
   within edge-agent install --memory-mb 500 -- --identity /root/gateway-7.edge --data /srv/sensors
-  until_active
+  until_active edge-agent
   within systemctl show -p MainPID,User,DynamicUser,MemoryMax,CPUQuotaPerSecUSec,WatchdogUSec edge-agent
   within systemd-analyze security --no-pager --threshold=25 edge-agent | tail -n 1
   say 'installed, enrolled, and let in by the broker'
@@ -162,7 +163,7 @@ END
   before=$(learnt "$root")
   within apt-get install -y -qq --no-install-recommends /root/newer.deb >"$scratch/log" 2>&1 ||
     { tail "$scratch/log"; fail 'the upgrade'; }
-  until_active
+  until_active edge-agent
   [ "$(within edge-agent --version)" = 99.0 ] || fail 'the upgrade brought no other version'
   after=$(learnt "$root")
   [ -n "$before" ] || fail 'nothing was learnt'
@@ -174,12 +175,71 @@ END
   ! within systemctl --quiet is-active edge-agent || fail 'removed, it still runs'
   [ ! -e "$root/etc/systemd/system/edge-agent.service" ] || fail 'removed, its unit is there'
   [ -n "$(learnt "$root")" ] || fail 'removing has lost the state'
-  within apt-get purge -y -qq --autoremove edge-agent >"$scratch/log" 2>&1 || { cat "$scratch/log"; fail 'apt-get purge'; }
-  listed "$root" >"$scratch/after"
+  purge "$root" edge-agent
+  cd - >/dev/null
+}
+
+try_coordinator() {
+  local root=$scratch/coordinator device=$scratch/device port=18884 ended state=/var/lib/edge-coordinator
+  system coordinator systemd,dbus
+  PYTHON=$python devices/packaging/deb.sh edge-coordinator x86_64 "$version" "$scratch"
+  cp "$scratch"/edge-coordinator_*_amd64.deb "$root/root/edge-coordinator.deb"
+  say 'the package is there'
+
+  boot "$root"
+  within systemctl mask mosquitto # the service has one of its own
+  within apt-get update -qq
+  within apt-get install -y -qq --no-install-recommends mosquitto >"$scratch/log" 2>&1 || fail 'apt-get install mosquitto'
+  listed "$root" >"$scratch/before"
+  within apt-get install -y -qq --no-install-recommends /root/edge-coordinator.deb >"$scratch/log" 2>&1 ||
+    { tail "$scratch/log"; fail 'apt-get install'; }
+  within install -d -m 700 "$state"
+  within env -C "$state" edge-coordinator device enroll gateway-8 --host localhost -p "$port"
+  within edge-coordinator install --memory-mb 1000 -- --broker mosquitto --rounds 6
+  mkdir "$device"
+  mv "$root$state/gateway-8.edge" "$device"
+  XDG_STATE_HOME=$device "$python" -m edge_runtime.cli start --wait --identity "$device/gateway-8.edge" --data watch &
+  started+=($!)
+  disown
+  until_active edge-coordinator
+  within systemctl show -p MainPID,User,DynamicUser,MemoryMax,WatchdogUSec edge-coordinator
+  until_said 'round 2/6'
+  within systemctl kill --signal KILL edge-coordinator
+  say 'installed, and killed in the middle of a run'
+  until_said 'report: run/report.html'
+  "$python" - "$root$state/run/report.json" <<'END'
+import json, sys
+report = json.load(open(sys.argv[1]))
+(device,) = report["devices"]
+assert device["id"] == "gateway-8" and device["training_rounds"] == report["rounds"] == 6, report
+print(f"gateway-8: {device['training_rounds']} rounds, {100 * device['accuracy_personal']:.1f} % by its own model")
+END
+  for _ in $(seq 100); do
+    ended=$(within systemctl show --value -p ActiveState edge-coordinator)
+    [ "$ended" != inactive ] || break
+    sleep 0.2
+  done
+  [ "$ended" = inactive ] || fail "it is $ended when its run is over"
+  purge "$root" edge-coordinator
+}
+
+# Wait until the coordinator has said that.
+until_said() {
+  for _ in $(seq 600); do
+    ! within journalctl -u edge-coordinator --no-pager -o cat | grep -F "$1" || return 0
+    sleep 0.2
+  done
+  within journalctl -u edge-coordinator -n 30 --no-pager >&2
+  fail "the coordinator does not say '$1'"
+}
+
+# Of a package that is installed or was removed; nothing is to be left in $1.
+purge() {
+  within apt-get purge -y -qq --autoremove "$2" >"$scratch/log" 2>&1 || { cat "$scratch/log"; fail 'apt-get purge'; }
+  listed "$1" >"$scratch/after"
   ! diff "$scratch/before" "$scratch/after" || say 'nothing is left but what is shown above'
   ! grep -i edge- "$scratch/after" || fail 'that is left'
   say 'removed and purged: nothing is left'
-  cd - >/dev/null
 }
 
 # The same package, called newer.
@@ -214,6 +274,6 @@ print(f"gateway-7: {device['training_rounds']} rounds, {100 * device['accuracy_p
 END
 }
 
-for part in "${@:-readme package}"; do
+for part in "${@:-readme package coordinator}"; do
   for one in $part; do "try_$one"; done
 done
