@@ -97,6 +97,8 @@ class Coordinator:
         self._gate: Gate = gate or Open()
         self._layout = run.description.model.layout
         self._seed = run.config.seed
+        self._now_s = 0.0
+        """What the clock of `pump` said last."""
         journal.keep_updates = run.config.keep_updates
         journal.files.reserve(_RESERVED * self._layout.size)
         self._take_up()
@@ -227,6 +229,7 @@ class Coordinator:
 
         To be called after every event. `now_s`: of a clock that never goes back.
         """
+        self._now_s = now_s
         self._guard(lambda: self.handout.pump(self._post, now_s))
         return self.handout.due_s() if self.broken is None else None
 
@@ -347,7 +350,10 @@ class Coordinator:
         if isinstance(self.core, VersionsCore):
             self.journal.assign(device, task, self.handout.data(named.down))
             self.core.issued(device, task.round)
-        self._send(device, dataclasses.replace(task, sent=self.handout.follow(device)))
+        sent = self.handout.follow(device)
+        self._send(device, dataclasses.replace(task, sent=sent))
+        if sent:
+            self.handout.pump(self._post, self._now_s)  # while the bytes are at hand: later they would be made again
 
     def _repeat(self, device: str) -> None:
         task = self.journal.assigned(device)
