@@ -207,6 +207,7 @@ def _widths(name: str, settings: dict[str, Any], **ways: dict[str, Any]) -> tupl
 
 
 _NARROWER = {"ordered-dropout": 0.5}
+_UNLIKE = DataConfig("fashion-mnist", parts=20, partition="classes", classes_per_device=3, labels_per_class=20)
 _ALIKE = DataConfig("fashion-mnist", parts=20, partition="rotations", domains=1, degrees=0.0, samples=60)
 
 # A rate falls with every version of the model, of which an asynchronous run has many more: none falls here.
@@ -325,6 +326,16 @@ SCENARIOS = (
         "widths-lenet",
         "the same with LeNet-5, 60 rounds, and 1,000 test samples",
         dataclasses.replace(_ALIKE, test_samples=1000),
+        "lenet",
+        {"rounds": 60},
+        {"lr": 0.1, "lr-decay": 1.0, "local-steps": 10, "batch-size": 32},
+        _widths("fedavg", {}, ordered_dropout=_NARROWER),
+        slow=True,
+    ),
+    Scenario(
+        "widths-labels",
+        "the same with 20 samples of each of 3 labels on each device, which is tested on its own labels",
+        _UNLIKE,
         "lenet",
         {"rounds": 60},
         {"lr": 0.1, "lr-decay": 1.0, "local-steps": 10, "batch-size": 32},
