@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +158,12 @@ def test_a_device_that_does_not_allow_its_algorithm_is_named_in_the_report_and_t
     monkeypatch.chdir(tmp_path)
     command = [*CLI, "start", "-p", str(broker.port), "--config", project / "run.toml", "--json", "--rounds", "1"]
     command += ["--folder", tmp_path / "run", "--runs", tmp_path, "--set", "run.devices=2", "--set", "run.quorum=0.5"]
-    with (
-        fleet.agents(["stranger"], broker, SENSOR, tmp_path, warm=False),
-        fleet.agents(["machine-0", "machine-1"], broker, [*SENSOR, *ALLOWED], tmp_path, warm=False),
-    ):
-        done = run(*command, "--set", "run.deadline-s=30", cwd=tmp_path, path=installed)
+    with fleet.agents(["stranger"], broker, SENSOR, tmp_path, warm=False), ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, *command, "--set", "run.deadline-s=30", cwd=tmp_path, path=installed)
+        while not running.done() and not any("stranger" in p.read_text() for p in tmp_path.rglob("presence.json")):
+            time.sleep(0.2)  # without it the others might be done before it is there
+        with fleet.agents(["machine-0", "machine-1"], broker, [*SENSOR, *ALLOWED], tmp_path, warm=False):
+            done = running.result()
     choices = {device["id"]: device["choice"] for device in report_of(done)["devices"]}
     assert choices["machine-0"] is choices["machine-1"] is None
     assert choices["stranger"].startswith("no task: it does not allow the algorithm pumps.fedmine")
