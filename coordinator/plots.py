@@ -5,7 +5,6 @@ repaint it for a dark one. matplotlib is loaded when the first plot is drawn, wi
 """
 
 import io
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -91,8 +90,7 @@ def picture(report: Report, path: Path) -> None:
 @contextmanager
 def style() -> Iterator[None]:
     """Draw in the style of our reports, and leave matplotlib as it was."""
-    # What it finds out about fonts it keeps in the user's home, which a service does not have.
-    os.environ.setdefault("MPLCONFIGDIR", str(config.cache_folder() / "matplotlib"))
+    config.place_matplotlib()
     import matplotlib as mpl
 
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]

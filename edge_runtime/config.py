@@ -195,6 +195,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-runtime"
 
 
+def place_matplotlib() -> None:
+    """Let matplotlib, if it is not loaded yet, keep what it finds out about fonts in our cache: a service has no home."""
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
+
+
 def state_folder() -> Path:
     """Say where devices and coordinators keep what must last (XDG_STATE_HOME, else ~/.local/state)."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "edge-runtime"
