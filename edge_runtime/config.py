@@ -196,7 +196,7 @@ def cache_folder() -> Path:
 
 
 def place_matplotlib() -> None:
-    """Let matplotlib, if it is not loaded yet, keep what it finds out about fonts in our cache: a service has no home."""
+    """Let matplotlib, if it is not loaded yet, keep what it knows of fonts in our cache: a service has no home."""
     os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
 
 
