@@ -170,34 +170,37 @@ _LARGE = tuple(
     for coding in ("lossless", "step 1")
 )
 
-_CLASSES = {"whole": "device-*[0369]", "half": "device-*[147]", "quarter": "device-*[258]"}
 _SHARES = {"half": 0.5, "quarter": 0.25}
-_WIDTHS = {name: {"devices": _CLASSES[name], "width": width} for name, width in _SHARES.items()}
 _EVERYWHERE = {name: {name: {"devices": "*", "width": width}} for name, width in _SHARES.items()}
-_OF_CLASSES = tuple((f" ({name})", f"shared of {devices}") for name, devices in _CLASSES.items())
+_EVENLY = {"whole": "device-*[0369]", "half": "device-*[147]", "quarter": "device-*[258]"}
+_MOSTLY_SMALL = {"whole": "device-*[05]", "half": "device-*[27]", "quarter": "device-*[134689]"}
 
 
-def _widths(name: str, settings: dict[str, Any], **ways: dict[str, Any]) -> tuple[Case, ...]:
+def _widths(
+    name: str, settings: dict[str, Any], classes: dict[str, str] = _EVENLY, **ways: dict[str, Any]
+) -> tuple[Case, ...]:
     """Compare three widths in one run with one width on all devices, and with each class of devices alone.
 
-    `ways` are further settings of the run of three widths, by what they are called.
+    `classes` says which devices have which width, `ways` are further settings of the run of three widths, by what they
+    are called.
     """
-    lines = (("", "shared"), *_OF_CLASSES)
+    widths = {one: {"devices": classes[one], "width": width} for one, width in _SHARES.items()}
+    lines = (("", "shared"), *((f" ({one})", f"shared of {devices}") for one, devices in classes.items()))
     alone = tuple(
         Case(f"{name}, {one} alone", name, settings, variants=_EVERYWHERE.get(one, {}), only=devices, shows=lines[:1])
-        for one, devices in _CLASSES.items()
+        for one, devices in classes.items()
     )
     same = tuple(
         Case(f"{name}, {one} everywhere", name, settings, variants=variants, shows=lines[:1])
         for one, variants in _EVERYWHERE.items()
     )
-    groups = tuple(_CLASSES.values())
+    groups = tuple(classes.values())
     mixed = tuple(
         Case(
             f"{name}, three widths{way and ', ' + way.replace('_', ' ')}",
             name,
             {**settings, **more},
-            variants=_WIDTHS,
+            variants=widths,
             shows=lines,
             groups=groups,
         )
@@ -340,6 +343,16 @@ SCENARIOS = (
         {"rounds": 60},
         {"lr": 0.1, "lr-decay": 1.0, "local-steps": 10, "batch-size": 32},
         _widths("fedavg", {}, ordered_dropout=_NARROWER),
+        slow=True,
+    ),
+    Scenario(
+        "widths-fleet",
+        "the same with 4 devices that have the whole of LeNet-5, 4 half and 12 a quarter, all dealt at random",
+        dataclasses.replace(_ALIKE, test_samples=1000),
+        "lenet",
+        {"rounds": 60},
+        {"lr": 0.1, "lr-decay": 1.0, "local-steps": 10, "batch-size": 32},
+        _widths("fedavg", {}, _MOSTLY_SMALL, ordered_dropout=_NARROWER),
         slow=True,
     ),
 )
