@@ -2,7 +2,8 @@
 
 import bisect
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,8 @@ class Popper:
         self._left = count - sum(size for size, _ in self._levels)
         if self._left < 0:
             raise DecodeError("symbols: there are more in narrow levels than there are at all")
-        self._pop_rows = _popper(tables)
+        of_two = tables.columns == 2 and tables.contexts << tables.scale > 1 << _LOG_FEW_SLOTS
+        self._tables, self._pop_rows = tables, _pop_of_two if of_two else _pop_by_slot
 
     def take(self, contexts: Contexts, count: int) -> NDArray[np.uint16]:
         """Pop `count` symbols; no more in all than there are."""
@@ -104,8 +106,12 @@ class Popper:
                 self._left, filled = self._levels.pop(0)
                 self._states = _narrow(self._states, filled, self._words)
             size = min(self._left, count - start)
-            for some, lanes in _blocks(start, start + size, len(self._states)):
-                symbols[some] = self._pop_rows(self._states[:lanes], self._words, _of(contexts, some))
+            if len(self._states) <= _FEW_LANES:
+                some = slice(start, start + size)
+                symbols[some] = _pop_one_by_one(self._tables, self._states, self._words, _of(contexts, some))
+            else:
+                for some, lanes in _blocks(start, start + size, len(self._states)):
+                    symbols[some] = self._pop_rows(self._tables, self._states[:lanes], self._words, _of(contexts, some))
             self._left -= size
             start += size
         return symbols
@@ -222,64 +228,42 @@ def _refill(states: Ints, words: _Words) -> None:
         states[low] = short
 
 
-PopRows = Callable[[Ints, _Words, Ints], Ints]
+def _pop_by_slot(tables: Tables, states: Ints, words: _Words, contexts: Ints) -> Ints:
+    """Pop rows of symbols, one for each len(states) contexts; what a lane's slot says is in tables of all slots."""
+    columns, frequencies, shifts = tables.slots
+    slots = (contexts << tables.scale).reshape(-1, len(states))
+    for row in slots:
+        np.bitwise_or(row, states & tables.mask, out=row)
+        states >>= tables.shift
+        states *= frequencies.take(row)
+        states += shifts.take(row)
+        _refill(states, words)
+    symbols: Ints = columns.take(slots.ravel())
+    return symbols
 
 
-def _popper(tables: Tables) -> PopRows:
-    """Give what pops rows of symbols, one row for each len(states) of the contexts."""
-    if tables.columns == 2 and tables.contexts << tables.scale > 1 << _LOG_FEW_SLOTS:
-        return _pop_of_two(tables)
-    return _pop_by_slot(tables)
-
-
-def _pop_by_slot(tables: Tables) -> PopRows:
-    """Look up what a lane's slot says in tables of all slots."""
-
-    def pop_rows(states: Ints, words: _Words, contexts: Ints) -> Ints:
-        if len(states) <= _FEW_LANES:
-            return _pop_one_by_one(tables, states, words, contexts)
-        columns, frequencies, shifts = tables.slots
-        slots = (contexts << tables.scale).reshape(-1, len(states))
-        for row in slots:
-            np.bitwise_or(row, states & tables.mask, out=row)
-            states >>= tables.shift
-            states *= frequencies.take(row)
-            states += shifts.take(row)
-            _refill(states, words)
-        symbols: Ints = columns.take(slots.ravel())
-        return symbols
-
-    return pop_rows
-
-
-def _pop_of_two(tables: Tables) -> PopRows:
-    """Compare a lane's slot with the border between two symbols: a table of all slots of many contexts is slow."""
-
-    def pop_rows(states: Ints, words: _Words, contexts: Ints) -> Ints:
-        if len(states) <= _FEW_LANES:
-            return _pop_one_by_one(tables, states, words, contexts)
-        cells = (2 * contexts).reshape(-1, len(states))
-        borders = tables.frequencies[cells]
-        for row, border in zip(cells, borders, strict=True):
-            slots = states & tables.mask
-            np.add(row, slots >= border, out=row)
-            states >>= tables.shift
-            states *= tables.frequencies[row]
-            states += slots
-            states -= tables.starts[row]
-            _refill(states, words)
-        return cells.ravel() & 1
-
-    return pop_rows
+def _pop_of_two(tables: Tables, states: Ints, words: _Words, contexts: Ints) -> Ints:
+    """Do the same of two symbols: compare a slot with the border between them, as a table of many contexts is slow."""
+    cells = (2 * contexts).reshape(-1, len(states))
+    borders = tables.frequencies[cells]
+    for row, border in zip(cells, borders, strict=True):
+        slots = states & tables.mask
+        np.add(row, slots >= border, out=row)
+        states >>= tables.shift
+        states *= tables.frequencies[row]
+        states += slots
+        states -= tables.starts[row]
+        _refill(states, words)
+    return cells.ravel() & 1
 
 
 def _pop_one_by_one(tables: Tables, states: Ints, words: _Words, contexts: Ints) -> Ints:
-    """Do the same a symbol at a time, the lanes in turns."""
+    """Pop a level, or up to a cut, a symbol at a time, the lanes in turns; a row that is not full comes first."""
     scale, mask, columns = tables.scale, int(tables.mask), tables.columns
     frequencies, starts = tables.lists
     lanes, symbols = states.tolist(), []
-    count, lane = len(lanes), 0
-    for context in contexts.tolist():
+    turns = itertools.chain(range(len(contexts) % len(lanes)), itertools.cycle(range(len(lanes))))
+    for context, lane in zip(contexts.tolist(), turns, strict=False):
         first = context * columns
         state = lanes[lane]
         slot = state & mask
@@ -289,6 +273,5 @@ def _pop_one_by_one(tables: Tables, states: Ints, words: _Words, contexts: Ints)
             state = state << 16 | words.one()
         lanes[lane] = state
         symbols.append(cell - first)
-        lane = lane + 1 if lane + 1 < count else 0
     states[:] = lanes
     return np.array(symbols, np.int64)
