@@ -17,6 +17,7 @@ What waits is a few numbers per chunk and device: bytes are read when the networ
 """
 
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 GATHER_S = 0.25
 """How long a stream waits for devices before it begins."""
 _GONE_S = 10.0
+_LOOK_S = 1.0
 _DEAF = 3
 """So many times in a row a device asks in vain before it is taken as one that does not hear what is sent to all."""
 
@@ -68,10 +70,10 @@ class _Stream:
     count: int = 0
 
     def ready(self, now_s: float) -> bool:
-        """Say whether a chunk may go."""
+        """Say whether a chunk that is wanted may go."""
         if self.begins_s is None:
             self.begins_s = now_s + (GATHER_S if self.shared else 0.0)
-        return bool(self.wanted) and (now_s >= self.begins_s or len(self.members) >= self.expected)
+        return now_s >= self.begins_s or len(self.members) >= self.expected
 
 
 class Downloads:
@@ -79,6 +81,10 @@ class Downloads:
 
     def __init__(self) -> None:
         self._streams: dict[str, _Stream] = {}
+        self._turns: dict[str, _Stream] = {}
+        """Those of them of which something is wanted; whose turn it is comes first."""
+        self._looked_s = -math.inf
+        """When it was last looked for streams to forget."""
         self._deaf: set[str] = set()
         self._heard: dict[tuple[str, str], _Member] = {}
         """Those who have spoken since `next` last told the time."""
@@ -97,31 +103,37 @@ class Downloads:
         if stream.shared and member.repeats >= _DEAF and device not in self._deaf:
             self._deaf.add(device)
             log.warning("device %s does not hear what is sent to all: does its broker let it read .../all/+?", device)
-        if not stream.wanted:  # whose turn it is: the last that had nothing to send comes last
-            self._streams[blob.digest] = self._streams.pop(blob.digest)
         for index in wanted:
             coming = index > member.mark and stream.sent.get(index, 0) > member.joined and device not in self._deaf
             if not coming and device not in (asking := stream.wanted.setdefault(index, [])):
                 asking.append(device)
         member.mark = max(member.mark, wanted[-1])
+        if stream.wanted:
+            self._turns.setdefault(blob.digest, stream)
 
     def next(self, now_s: float) -> Load | None:
         """Take the next chunk that may go; None if there is none now."""
         self._now_s = now_s
         while self._heard:
             self._heard.popitem()[1].heard_s = now_s
-        for digest, stream in self._streams.items():
+        for digest, stream in self._turns.items():
             if stream.ready(now_s):
-                index = min(stream.wanted)
-                asking = tuple(stream.wanted.pop(index))
-                if stream.shared and self._most_lack(stream, index, asking):
-                    self._note(stream, index, [device for device in asking if device in self._deaf])
-                    return Load(asking, digest, index, True)
-                if len(asking) > 1:
-                    stream.wanted[index] = list(asking[1:])
-                return Load(asking[:1], digest, index, False)
+                load = self._take(digest, stream)
+                if not stream.wanted:
+                    del self._turns[digest]
+                return load
         self._forget()
         return None
+
+    def _take(self, digest: str, stream: _Stream) -> Load:
+        index = min(stream.wanted)
+        asking = tuple(stream.wanted.pop(index))
+        if stream.shared and self._most_lack(stream, index, asking):
+            self._note(stream, index, [device for device in asking if device in self._deaf])
+            return Load(asking, digest, index, True)
+        if len(asking) > 1:
+            stream.wanted[index] = list(asking[1:])
+        return Load(asking[:1], digest, index, False)
 
     def _note(self, stream: _Stream, index: int, deaf: list[str]) -> None:
         """Note that a chunk goes to all; those who do not hear it still want it."""
@@ -132,7 +144,7 @@ class Downloads:
 
     def due_s(self) -> float | None:
         """Say when something may go that waits; None if nothing does."""
-        waiting = [stream for stream in self._streams.values() if stream.wanted]
+        waiting = self._turns.values()
         return min((0.0 if stream.ready(self._now_s) else stream.begins_s or 0.0 for stream in waiting), default=None)
 
     def leave(self, device: str) -> None:
@@ -143,6 +155,7 @@ class Downloads:
     def clear(self) -> None:
         """Forget all: the link was lost, and what was on its way with it."""
         self._streams.clear()
+        self._turns.clear()
         self._heard.clear()
 
     def _most_lack(self, stream: _Stream, index: int, asking: tuple[str, ...]) -> bool:
@@ -158,7 +171,10 @@ class Downloads:
         return lack > max(1, have)
 
     def _forget(self) -> None:
-        """Drop the streams of which nobody has asked for anything for a while."""
+        """Drop the streams of which nobody has asked for anything for a while; all are looked at, so not every time."""
+        if self._now_s < self._looked_s + _LOOK_S:
+            return
+        self._looked_s = self._now_s
         for digest in [digest for digest, stream in self._streams.items() if self._idle(stream)]:
             del self._streams[digest]
 
