@@ -264,17 +264,17 @@ def test_an_agent_on_a_full_disk_says_so_goes_on_when_there_is_space_and_loses_n
         (devices / NAMES[0]).symlink_to(small)
         link = Link(broker.host, broker.port, "coordinator")
 
-        def make_room() -> None:
-            time.sleep(4.0)
-            (small / "ballast").unlink()
+        log, said = tmp_path / "logs" / f"{NAMES[0]}.log", []
 
-        thread = threading.Thread(target=make_room)
+        def make_room_once_it_says_so(coordinator: Coordinator) -> None:
+            if not said and "space" in log.read_text():
+                said.append(coordinator.core.progress.round)
+                (small / "ballast").unlink()
+
         with fleet.agents(NAMES, broker, FLAGS, tmp_path, warm=False):
-            thread.start()
-            session.over_mqtt(a_run(), link, tmp_path / "run", broker.kind, lambda coordinator: None)
-        thread.join()
+            session.over_mqtt(a_run(), link, tmp_path / "run", broker.kind, make_room_once_it_says_so)
+        assert said == [0]
         assert (tmp_path / "run" / "model.bin").read_bytes() == in_memory
-        assert "space" in (tmp_path / "logs" / f"{NAMES[0]}.log").read_text()
     finally:
         subprocess.run(["umount", str(small)], check=True)
 
