@@ -22,7 +22,7 @@ from edge_runtime.coordinator.actions import Progress
 from edge_runtime.coordinator.database import Database
 from edge_runtime.coordinator.device_table import DeviceTable
 from edge_runtime.coordinator.run_files import RunFiles
-from edge_runtime.errors import RunError
+from edge_runtime.errors import DecodeError, RunError
 from edge_runtime.message import Blob, Chunk, Offer, Task, decode, encode
 
 
@@ -147,9 +147,16 @@ class Journal:
         self._drop_down(before)
 
     def assigned(self, device: str) -> Task | None:
-        """Read the open task of a device; None: it has none, or the Down that it names is gone."""
+        """Read the open task of a device.
+
+        None: it has none, the Down that it names is gone, or another version of this program wrote it.
+        """
         row = self._database.row("SELECT task, down FROM assignment WHERE device = ?", (device,))
-        return typing.cast(Task, decode(row[0])) if row and row[1] and self.down(row[1]) is not None else None
+        if not row or not row[1] or self.down(row[1]) is None:
+            return None
+        with contextlib.suppress(DecodeError):
+            return typing.cast(Task, decode(row[0]))
+        return None
 
     def _down_of(self, device: str) -> str:
         row = self._database.row("SELECT down FROM assignment WHERE device = ?", (device,))

@@ -16,7 +16,7 @@ from edge_runtime.coordinator import archive, database
 from edge_runtime.coordinator.actions import Progress
 from edge_runtime.coordinator.journal import Accepted, Journal, Rejected
 from edge_runtime.errors import ConfigError, DeviceError, RunError
-from edge_runtime.message import Blob, Offer
+from edge_runtime.message import Blob, Offer, Task, encode
 
 DEVICES = ("a", "b")
 
@@ -206,6 +206,18 @@ def test_what_a_crash_left_half_written_is_cleared_up(tmp_path: Path) -> None:
         path.write_bytes(b"half")
     Journal(tmp_path).close()
     assert not [path for path in left if path.exists()]
+
+
+def test_an_open_task_is_read_again_unless_another_version_of_this_program_wrote_it(journal: Journal) -> None:
+    blob = offer_of(0, "a")[0].blob
+    task = Task("run", 1, 0, "train", "", blob, blob)
+    journal.assign("a", task, b"0 a")
+    assert journal.assigned("a") == task
+    with journal._database.transaction():
+        before = encode(task).replace(b',"sent":0', b"")
+        journal._database.write("UPDATE assignment SET task = ? WHERE device = 'a'", (before,))
+    assert journal.assigned("a") is None
+    assert journal.assigned("b") is None
 
 
 def test_a_disk_without_room_is_said_in_one_line_and_the_reserve_is_given_back(
