@@ -210,8 +210,16 @@ def _widths(
 
 
 _NARROWER = {"ordered-dropout": 0.5}
-_UNLIKE = DataConfig("fashion-mnist", parts=20, partition="classes", classes_per_device=3, labels_per_class=20)
 _ALIKE = DataConfig("fashion-mnist", parts=20, partition="rotations", domains=1, degrees=0.0, samples=60)
+_TESTED_MORE = dataclasses.replace(_ALIKE, test_samples=1000)
+
+
+def _lenet(name: str, about: str, data: DataConfig, classes: dict[str, str] = _EVENLY) -> Scenario:
+    """Compare three widths of LeNet-5."""
+    settings = {"lr": 0.1, "lr-decay": 1.0, "local-steps": 10, "batch-size": 32}
+    cases = _widths("fedavg", {}, classes, ordered_dropout=_NARROWER)
+    return Scenario(name, about, data, "lenet", {"rounds": 60}, settings, cases, slow=True)
+
 
 # A rate falls with every version of the model, of which an asynchronous run has many more: none falls here.
 _FASHION = {"lr": 0.05, "lr-decay": 1.0, "local-epochs": 2, "batch-size": 32}
@@ -325,34 +333,16 @@ SCENARIOS = (
         _widths("fedavg", {}, ordered_dropout=_NARROWER),
         "numpy",
     ),
-    Scenario(
-        "widths-lenet",
-        "the same with LeNet-5, 60 rounds, and 1,000 test samples",
-        dataclasses.replace(_ALIKE, test_samples=1000),
-        "lenet",
-        {"rounds": 60},
-        {"lr": 0.1, "lr-decay": 1.0, "local-steps": 10, "batch-size": 32},
-        _widths("fedavg", {}, ordered_dropout=_NARROWER),
-        slow=True,
-    ),
-    Scenario(
-        "widths-labels",
-        "the same with 20 samples of each of 3 labels on each device, which is tested on its own labels",
-        _UNLIKE,
-        "lenet",
-        {"rounds": 60},
-        {"lr": 0.1, "lr-decay": 1.0, "local-steps": 10, "batch-size": 32},
-        _widths("fedavg", {}, ordered_dropout=_NARROWER),
-        slow=True,
-    ),
-    Scenario(
+    _lenet("widths-lenet", "the same with LeNet-5, 60 rounds, and 1,000 test samples", _TESTED_MORE),
+    _lenet(
         "widths-fleet",
-        "the same with 4 devices that have the whole of LeNet-5, 4 half and 12 a quarter, all dealt at random",
-        dataclasses.replace(_ALIKE, test_samples=1000),
-        "lenet",
-        {"rounds": 60},
-        {"lr": 0.1, "lr-decay": 1.0, "local-steps": 10, "batch-size": 32},
-        _widths("fedavg", {}, _MOSTLY_SMALL, ordered_dropout=_NARROWER),
-        slow=True,
+        "the same with 4 devices that have the whole of LeNet-5, 4 half and 12 a quarter",
+        _TESTED_MORE,
+        _MOSTLY_SMALL,
+    ),
+    _lenet(
+        "widths-labels",
+        "LeNet-5 again, 20 samples of each of 3 labels on each device, which is tested on its own labels",
+        DataConfig("fashion-mnist", parts=20, partition="classes", classes_per_device=3, labels_per_class=20),
     ),
 )

@@ -76,7 +76,9 @@ class Dashboard:
             lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
         )
-        self._pages.globals.update(units=units, when=words.when, quote=lambda text: quote(text, safe=""))
+        self._pages.globals.update(
+            units=units, when=words.when, troubled=words.TROUBLED, quote=lambda text: quote(text, safe="")
+        )
         self._pages.globals["m"] = self._pages.get_template("macros.html").module
 
     def readers(self) -> dict[str, RunReader]:

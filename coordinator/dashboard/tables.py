@@ -7,7 +7,18 @@ from typing import Any
 from edge_runtime.coordinator import units
 from edge_runtime.coordinator.dashboard.density import Layer
 from edge_runtime.coordinator.dashboard.picture import Picture
-from edge_runtime.coordinator.dashboard.words import PHASES, Figure, Say, ago, figure, measured, plain, state, traffic
+from edge_runtime.coordinator.dashboard.words import (
+    PHASES,
+    TROUBLED,
+    Figure,
+    Say,
+    ago,
+    figure,
+    measured,
+    plain,
+    state,
+    traffic,
+)
 
 _KNOWN_FIGURES = {
     "accuracy-shared", "accuracy-personal-before", "accuracy-personal", "accuracy-served", "payload-bytes-up",
@@ -83,7 +94,7 @@ def _cell(one: Figure) -> Cell:
 
 _SORTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "device": lambda row: row["id"],
-    "state": lambda row: (row["state"] not in ("late", "offline", "refused", "unfit"), row["state"], row["id"]),
+    "state": lambda row: (row["state"] not in TROUBLED, row["state"], row["id"]),
     "personal": lambda row: _first_known(row["report"], "accuracy_personal"),
     "up": lambda row: _first_known(row["report"], "bytes_up", -1),
     "memory": lambda row: _first_known(row["report"], "peak_rss_bytes", -1),
@@ -136,9 +147,7 @@ def devices_table(picture: Picture, address: Callable[[str], str], sort: str, no
 
 
 def _mood(word: str) -> str:
-    return {"offline": "trouble", "late": "trouble", "refused": "trouble", "unfit": "trouble", "done": "good"}.get(
-        word, ""
-    )
+    return "trouble" if word in TROUBLED else "good" if word == "done" else ""
 
 
 def history_table(picture: Picture, device: str) -> Table:

@@ -11,7 +11,8 @@ from edge_runtime.coordinator.presence import Seen
 from edge_runtime.coordinator.report import Report
 
 PHASES = {"score": "choosing channels", "train": "training", "peers": "among equals", "evaluate": "final evaluation"}
-
+TROUBLED = ("late", "offline", "refused", "unfit")
+"""States of a device that its owner should look at."""
 _JUST_NOW_S = 15.0
 
 Say = Callable[[float | None], str]
