@@ -20,7 +20,7 @@ Level = tuple[int, int]
 
 MOST_NARROW_ROWS = 1 << 9
 _LOW = 1 << 16
-_BLOCK = 1 << 15
+_BLOCK = 1 << 13
 _LOG_FEW_SLOTS = 16
 
 _FEW_LANES = 8
@@ -40,17 +40,18 @@ class Tables:
         self.mask, self.shift = np.array((1 << scale) - 1), np.array(scale)
 
     @functools.cached_property
-    def lists(self) -> tuple[list[int], list[int]]:
-        """Give frequencies and starts as integers of Python's."""
-        return self.frequencies.tolist(), self.starts.tolist()
+    def rows(self) -> list[tuple[list[int], list[int]]]:
+        """Give frequencies and starts of each context as integers of Python's."""
+        both = (column.reshape(self.contexts, -1).tolist() for column in (self.frequencies, self.starts))
+        return list(zip(*both, strict=True))
 
     @functools.cached_property
-    def slots(self) -> tuple[Ints, Ints, Ints]:
-        """Give of all slots [contexts * 2^scale] the symbol, its frequency, and how far the slot is from its start."""
-        symbols = np.tile(np.arange(self.columns), self.contexts)
-        found = (np.repeat(column, self.frequencies) for column in (symbols, self.frequencies, self.starts))
-        columns, frequencies, starts = found
-        return columns, frequencies, (np.arange(len(starts)) & self.mask) - starts
+    def slots(self) -> tuple[NDArray[np.uint16], Ints]:
+        """Give of all slots [contexts * 2^scale] the symbol; and its frequency, and how far they are from its start."""
+        symbols = np.tile(np.arange(self.columns, dtype=np.uint16), self.contexts)
+        steps = np.repeat(np.stack([self.frequencies, -self.starts]), self.frequencies, axis=1)
+        steps[1].reshape(self.contexts, -1)[:] += np.arange(1 << self.scale)
+        return np.repeat(symbols, self.frequencies), steps
 
 
 def push(
@@ -105,15 +106,15 @@ class Popper:
             if not self._left:
                 self._left, filled = self._levels.pop(0)
                 self._states = _narrow(self._states, filled, self._words)
-            size = min(self._left, count - start)
+            end = start + min(self._left, count - start)
             if len(self._states) <= _FEW_LANES:
-                some = slice(start, start + size)
+                some = slice(start, end)
                 symbols[some] = _pop_one_by_one(self._tables, self._states, self._words, _of(contexts, some))
             else:
-                for some, lanes in _blocks(start, start + size, len(self._states)):
+                for some, lanes in _blocks(start, end, len(self._states)):
                     symbols[some] = self._pop_rows(self._tables, self._states[:lanes], self._words, _of(contexts, some))
-            self._left -= size
-            start += size
+            self._left -= end - start
+            start = end
         return symbols
 
     def finish(self) -> None:
@@ -230,16 +231,18 @@ def _refill(states: Ints, words: _Words) -> None:
 
 def _pop_by_slot(tables: Tables, states: Ints, words: _Words, contexts: Ints) -> Ints:
     """Pop rows of symbols, one for each len(states) contexts; what a lane's slot says is in tables of all slots."""
-    columns, frequencies, shifts = tables.slots
+    symbols, steps = tables.slots
     slots = (contexts << tables.scale).reshape(-1, len(states))
+    of_row = np.empty((2, len(states)), np.int64)
+    frequencies, shifts = of_row
     for row in slots:
         np.bitwise_or(row, states & tables.mask, out=row)
         states >>= tables.shift
-        states *= frequencies.take(row)
-        states += shifts.take(row)
+        steps.take(row, 1, of_row, "clip")  # as no slot is beyond the last; else numpy would copy once more
+        states *= frequencies
+        states += shifts
         _refill(states, words)
-    symbols: Ints = columns.take(slots.ravel())
-    return symbols
+    return symbols[slots.ravel()]
 
 
 def _pop_of_two(tables: Tables, states: Ints, words: _Words, contexts: Ints) -> Ints:
@@ -257,21 +260,20 @@ def _pop_of_two(tables: Tables, states: Ints, words: _Words, contexts: Ints) -> 
     return cells.ravel() & 1
 
 
-def _pop_one_by_one(tables: Tables, states: Ints, words: _Words, contexts: Ints) -> Ints:
+def _pop_one_by_one(tables: Tables, states: Ints, words: _Words, contexts: Ints) -> list[int]:
     """Pop a level, or up to a cut, a symbol at a time, the lanes in turns; a row that is not full comes first."""
-    scale, mask, columns = tables.scale, int(tables.mask), tables.columns
-    frequencies, starts = tables.lists
+    scale, mask, rows = tables.scale, int(tables.mask), tables.rows
     lanes, symbols = states.tolist(), []
     turns = itertools.chain(range(len(contexts) % len(lanes)), itertools.cycle(range(len(lanes))))
     for context, lane in zip(contexts.tolist(), turns, strict=False):
-        first = context * columns
+        frequencies, starts = rows[context]
         state = lanes[lane]
         slot = state & mask
-        cell = bisect.bisect_right(starts, slot, first, first + columns) - 1
-        state = frequencies[cell] * (state >> scale) + slot - starts[cell]
+        symbol = bisect.bisect_right(starts, slot) - 1
+        state = frequencies[symbol] * (state >> scale) + slot - starts[symbol]
         if state < _LOW:
             state = state << 16 | words.one()
         lanes[lane] = state
-        symbols.append(cell - first)
+        symbols.append(symbol)
     states[:] = lanes
-    return np.array(symbols, np.int64)
+    return symbols

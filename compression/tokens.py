@@ -38,13 +38,13 @@ def join(tokens: NDArray[np.uint16], rest: bytes) -> Integers:
     Raises:
         DecodeError: they left something else.
     """
-    values = np.empty(len(tokens), np.int32)
+    folded = tokens.astype(np.uint32)
     reader = bitfield.Reader(rest)
-    for i in range(0, len(tokens), _TILE):
-        values[i : i + _TILE] = _join(tokens[i : i + _TILE], reader)
+    for i in range(0, len(folded), _TILE):
+        _join(folded[i : i + _TILE], reader)
     if reader.rest():
         raise DecodeError("tokens: they leave less than there is")
-    return values
+    return folded.view(np.int32)
 
 
 def _split(values: Integers, tokens: Tokens) -> bytes:
@@ -57,8 +57,8 @@ def _split(values: Integers, tokens: Tokens) -> bytes:
     return b"".join(pack(high[left > place], place) for place in range(int(left.max(initial=0))))
 
 
-def _join(tokens: NDArray[np.uint16], reader: bitfield.Reader) -> Integers:
-    folded = tokens.astype(np.uint32)
+def _join(folded: NDArray[np.uint32], reader: bitfield.Reader) -> None:
+    """Turn tokens into the values, in place."""
     large = np.flatnonzero(folded >= _DIRECT)
     above = folded[large] - np.uint32(_DIRECT)
     left = (above >> 2) + np.uint32(_LEAST_LEFT)
@@ -67,7 +67,10 @@ def _join(tokens: NDArray[np.uint16], reader: bitfield.Reader) -> Integers:
         has = left > place
         high[has] |= unpack(reader, int(np.count_nonzero(has)), place)
     folded[large] = high
-    return ((folded >> 1) ^ (np.uint32(0) - (folded & 1))).view(np.int32)
+    signs = folded & 1
+    np.negative(signs, out=signs)
+    folded >>= 1
+    folded ^= signs
 
 
 def pack(numbers: NDArray[np.uint32], place: int) -> bytes:
