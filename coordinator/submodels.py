@@ -14,6 +14,7 @@ import numpy as np
 from edge_runtime import bundle, config, costs, models, narrow
 from edge_runtime.compression import submodel
 from edge_runtime.compression.submodel import Cut
+from edge_runtime.devices import budget
 from edge_runtime.devices.budget import Costs
 from edge_runtime.errors import ConfigError, DecodeError
 from edge_runtime.files import write_atomic
@@ -98,6 +99,12 @@ def _cached(model: str, cut: bytes) -> Path:
     return config.cache_folder() / f"part-{name}.bundle"
 
 
+def _costs_folder(card: ModelCard) -> Path:
+    """Say where a part of a built-in model is measured: what an older version measured does not count."""
+    graphs = _cached(card.name, card.cut)
+    return graphs.with_name(f"{graphs.stem}-costs-{budget.FORMAT}")
+
+
 def known_costs(card: ModelCard, model: str, width: float) -> Costs | None:
     """Give what a model or part of one costs; None: it was not measured.
 
@@ -110,7 +117,7 @@ def known_costs(card: ModelCard, model: str, width: float) -> Costs | None:
         ConfigError: what was measured is damaged.
     """
     if card.cut:
-        return costs.read(_cached(card.name, card.cut).with_suffix(""))
+        return costs.read(_costs_folder(card))
     if ":" not in card.name and not card.bundle:
         return costs.read(bundle.built_in_folder(card.name))
     return costs.read(Path(model) if width == 1 else bundle.part_folder(Path(model), width))
@@ -128,7 +135,7 @@ def measured_costs(card: ModelCard, model: str, width: float) -> Costs:
     if not card.cut:
         named = model if width == 1 else bundle.part_folder(Path(model), width)
         raise ConfigError(f"run: widths: {named} was not measured: run `edge-coordinator bench costs --model {named}`")
-    folder = _cached(card.name, card.cut).with_suffix("")
+    folder = _costs_folder(card)
     size = f"{card.layout.size:,}"
     log.warning("%s: measuring what a part with %s parameters costs, once: half a minute", card.name, size)
     for name, data in bundle.files(bundle.unpack(card.bundle)).items():

@@ -27,7 +27,8 @@ its own the shared one too. Above what tasks of all algorithms were seen to take
 """
 _TASK_BYTES = 12_000_000
 """... and whatever the model's size: the algorithm's code and the wire's."""
-_FORMAT = 1
+FORMAT = 2
+"""Of a record of costs; another unit of time is another format."""
 _MOST_POINTS = 1000
 
 
@@ -111,7 +112,7 @@ def lacking(needs: Needs, limits: Limits) -> str:
 
 def record(costs: Costs) -> dict[str, Any]:
     """Write costs down as plain values; the inverse of `read`."""
-    return {"format": _FORMAT, **asdict(costs)}
+    return {"format": FORMAT, **asdict(costs)}
 
 
 def read(value: Any) -> Costs:
@@ -120,7 +121,7 @@ def read(value: Any) -> Costs:
     Raises:
         ValueError: they are none.
     """
-    if not isinstance(value, Mapping) or set(value) != {"format", "machine", "points"} or value["format"] != _FORMAT:
+    if not isinstance(value, Mapping) or set(value) != {"format", "machine", "points"} or value["format"] != FORMAT:
         raise ValueError("costs: not a record of the form that this version writes")
     machine, points = value["machine"], value["points"]
     if not isinstance(machine, str) or not isinstance(points, Sequence) or not 0 < len(points) <= _MOST_POINTS:

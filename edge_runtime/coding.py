@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from edge_runtime.errors import ConfigError
 
-WIRE_VERSION = 7
+WIRE_VERSION = 8
 """Of everything that is coded. A coordinator and a device of different versions part at the first word."""
 _SMALLEST, _LARGEST = 2.0**-6, 2.0**4
 

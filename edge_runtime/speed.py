@@ -1,9 +1,11 @@
-"""How fast this machine is just now, by a small task of about a millisecond: the unit that step times are told in.
+"""How fast this machine is just now, by a small task of somewhat less than a millisecond: the unit of step times.
 
 A step of training that took eight of these tasks on one machine takes about eight of its own on another; and where a
-machine's speed changes from one second to the next, the two change together. The task is a product of matrices of
-320 x 320, which is what convolutions and dense layers are made of; how near the ratio of two machines is to that of
-their steps depends on the libraries that they have.
+machine's speed changes from one second to the next, the two change together. A step is both products of matrices,
+which convolutions and dense layers are made of, and calls: a small model's is hardly more than these. What slows the
+one down may leave the other alone: two threads of a core share what fetches instructions, which halved the speed of
+calls on a machine where that of products fell by a tenth. So the task is half the one and half the other. How near the
+ratio of two machines is to that of their steps depends on the libraries that they have.
 
 Time is CPU time: what it takes on a core that does nothing else, which is what can be said of a device beforehand.
 """
@@ -13,7 +15,8 @@ import time
 
 import numpy as np
 
-_SIZE = 320
+_SIZE = 256
+_CALLS = 120
 _WARM_UP, _TIMES = 3, 30
 
 
@@ -21,8 +24,10 @@ class Reference:
     """The task, with its matrices at hand."""
 
     def __init__(self) -> None:
-        self._one = np.random.default_rng(0).random((_SIZE, _SIZE), np.float32)
+        rng = np.random.default_rng(0)
+        self._one = rng.random((_SIZE, _SIZE), np.float32)
         self._other, self._product = self._one.T.copy(), np.empty_like(self._one)
+        self._few, self._weights = rng.random((8, 64), np.float32), rng.random((64, 10), np.float32)
         for _ in range(_WARM_UP):
             self.time_ms()
 
@@ -30,6 +35,8 @@ class Reference:
         """Do it once, and say how many milliseconds of CPU time that took."""
         started_s = time.process_time()
         np.matmul(self._one, self._other, out=self._product)
+        for _ in range(_CALLS):
+            np.maximum(self._few @ self._weights, 0).sum(axis=1)
         return 1000 * (time.process_time() - started_s)
 
 

@@ -33,7 +33,7 @@ def test_a_model_that_was_not_measured_has_none(tmp_path: Path) -> None:
     assert costs.read(tmp_path) is None
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"[" * 100_000, b"\xff", b'{"format": 1, "machine": "", "points": [{}]}'])
+@pytest.mark.parametrize("data", [b"", b"{}", b"[" * 100_000, b"\xff", b'{"format": 2, "machine": "", "points": [{}]}'])
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, data: bytes) -> None:
     (tmp_path / costs.FILE).write_bytes(data)
     with pytest.raises(ConfigError, match=r"costs\.json: says of no costs .*bench costs"):

@@ -72,7 +72,7 @@ def test_costs_survive_a_file() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2},
+        {"format": 1},
         {"machine": None},
         {"points": []},
         {"points": {}},
