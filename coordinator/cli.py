@@ -348,10 +348,10 @@ def _add_export(commands: Any) -> None:
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder")
     export.add_argument(
         "--memory",
-        default="recompute",
+        default="1",
         metavar="KNOB",
-        help="save: keep every activation; recompute: compute cheap ones again (default); "
-        "or the fraction of what recompute keeps, from 0 to 1, that is to be left; or bytes for each sample: 60kB",
+        help="part of what forward must keep for backward if nothing dear is computed twice: less takes more time, "
+        "from 1 (default) to 0; or bytes for each sample: 60kB",
     )
     export.add_argument(
         "--private", action="append", default=[], metavar="PATTERN", help="parameters that stay on the device: head.*"

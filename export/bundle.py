@@ -83,7 +83,7 @@ def built_in(spec: ModelSpec) -> Source:
     return Source(spec.name, torch_backend.module_of(spec), spec.input_shape)
 
 
-def of(source: Source, memory: graphs.Knob = "recompute") -> Bundle:
+def of(source: Source, memory: graphs.Knob = 1.0) -> Bundle:
     """Make a bundle without initial parameters; `edge_runtime/bundles/` holds those of the built-in models.
 
     Raises:
@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model")
     parser.add_argument("--input", default="")
     parser.add_argument("--type", default="float32", choices=sorted(_TYPES))
-    parser.add_argument("--memory", default="recompute")
+    parser.add_argument("--memory", default="1")
     parser.add_argument("--private", action="append", default=[])
     parser.add_argument("--width", type=float, action="append", default=[])
     parser.add_argument("--by", choices=("first", "magnitude", "taylor"), default="first")
@@ -228,8 +228,6 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _knob(text: str) -> graphs.Knob:
-    if text in ("save", "recompute"):
-        return text
     if budget := re.fullmatch(r"(\d+)(k|M)?B", text):
         return graphs.Budget(int(budget[1]) * {None: 1, "k": 1000, "M": 1_000_000}[budget[2]])
     try:
@@ -237,9 +235,7 @@ def _knob(text: str) -> graphs.Knob:
     except ValueError:
         fraction = -1.0
     if not 0 <= fraction <= 1:
-        raise ConfigError(
-            f"--memory {text!r} is neither save, recompute, a fraction from 0 to 1 nor bytes a sample (60kB)"
-        )
+        raise ConfigError(f"--memory {text!r} is neither a fraction from 0 to 1 nor bytes a sample (60kB)")
     return fraction
 
 

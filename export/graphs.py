@@ -4,10 +4,12 @@ The joint computation (outputs, and gradients for a given output gradient) is tr
 batch dimension symbolic; torch's partitioner (the min-cut of AOT autograd; Chen et al. and the functorch authors)
 decides what is saved and what is computed again; `torch.onnx` translates both halves. The `memory` knob:
 
-    "save"        keep whatever the backward half uses
-    "recompute"   let the min-cut keep as few bytes as it can without repeating a matrix product or a reduction
-    a fraction    of what "recompute" keeps, from 0 to 1: repeat expensive operators too, until that much is left
+    1             keep as few bytes as the min-cut can without repeating a matrix product or a reduction
+    a fraction    of that, from 0 on: repeat expensive operators too, until so much is left
     a Budget      the largest of these fractions that keeps no more bytes for each sample
+
+To keep all that the backward half uses (AOT autograd's default) would be no fourth: it holds what costs nothing to make
+again, of LeNet-5 15 times as many bytes, and fails where the halves share a view.
 """
 
 import contextlib
@@ -23,7 +25,7 @@ import onnx
 import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._functorch import config as functorch_config
-from torch._functorch.partitioners import default_partition, min_cut_rematerialization_partition
+from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -45,7 +47,7 @@ class Budget:
     saved_per_sample: int
 
 
-Knob = str | float | Budget
+Knob = float | Budget
 
 
 @dataclass(frozen=True)
@@ -145,31 +147,10 @@ def _plain_operators() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
-def _split(joint: GraphModule, parameters: int, memory: str | float) -> tuple[GraphModule, GraphModule]:
+def _split(joint: GraphModule, parameters: int, memory: float) -> tuple[GraphModule, GraphModule]:
     static = list(range(parameters))
-    if memory == "save":
-        _mark_forward(joint)
-        return default_partition(joint, None, num_fwd_outputs=1, static_lifetime_input_indices=static)
-    budget = 1.0 if memory == "recompute" else float(memory)
-    with functorch_config.patch(recompute_views=True, activation_memory_budget=budget):
+    with functorch_config.patch(recompute_views=True, activation_memory_budget=memory):
         return min_cut_rematerialization_partition(joint, None, num_fwd_outputs=1, static_lifetime_input_indices=static)
-
-
-def _mark_forward(joint: GraphModule) -> None:
-    """Put first, and mark, what the outputs need: the partitioner goes by the order of the nodes."""
-    wanted = {next(node for node in joint.graph.nodes if node.op == "output").args[0][0]}
-    first = next(node for node in joint.graph.nodes if node.op == "call_function")
-    for node in reversed(joint.graph.nodes):
-        if node in wanted:
-            wanted.update(node.all_input_nodes)
-    for node in list(joint.graph.nodes):
-        if node in wanted and node.op == "call_function":
-            node.meta["partitioner_tag"] = "is_forward"
-            if node is not first:
-                first.prepend(node)
-            else:
-                first = first.next
-    joint.recompile()
 
 
 def _wire(forward: GraphModule, backward: GraphModule, names: list[str]) -> tuple[str, ...]:
