@@ -146,7 +146,7 @@ def half(layout: Any, rng: Any) -> Mask:
 
 def test_the_memory_knob_saves_fewer_bytes_and_changes_no_value() -> None:
     module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GELU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
-    made = [make(module, (1, 8, 8), knob) for knob in (1.0, 0.5, 0.2)]
+    made = [make(module, (1, 8, 8), knob) for knob in (1.0, 0.7, 0.2)]
     saved = [one.memory.saved_per_sample for one in made]
     assert saved[0] > saved[1] > saved[2]
     for one in made:
