@@ -229,7 +229,7 @@ def _refill(states: Ints, words: _Words) -> None:
         states[low] = short
 
 
-def _pop_by_slot(tables: Tables, states: Ints, words: _Words, contexts: Ints) -> Ints:
+def _pop_by_slot(tables: Tables, states: Ints, words: _Words, contexts: Ints) -> NDArray[np.uint16]:
     """Pop rows of symbols, one for each len(states) contexts; what a lane's slot says is in tables of all slots."""
     symbols, steps = tables.slots
     slots = (contexts << tables.scale).reshape(-1, len(states))
@@ -242,7 +242,8 @@ def _pop_by_slot(tables: Tables, states: Ints, words: _Words, contexts: Ints) ->
         states *= frequencies
         states += shifts
         _refill(states, words)
-    return symbols[slots.ravel()]
+    popped: NDArray[np.uint16] = symbols[slots.ravel()]
+    return popped
 
 
 def _pop_of_two(tables: Tables, states: Ints, words: _Words, contexts: Ints) -> Ints:
