@@ -83,7 +83,9 @@ def add_bench(commands: Any) -> None:
         parser.add_argument(
             "--density", action="append", type=float, metavar="D", help="part of the parameters trained (default 1)"
         )
-        parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps that are timed (default 20)")
+        parser.add_argument(
+            "--steps", type=int, default=0, metavar="N", help="steps that are timed (default 20, and more for a second)"
+        )
         parser.add_argument(
             "--no-arena", action="store_true", help="let onnx give memory back after every operator: slower"
         )

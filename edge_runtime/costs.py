@@ -26,7 +26,8 @@ class Grid:
     backends: tuple[str, ...] = ("onnx",)
     batches: tuple[int, ...] = (4, 16, 64)
     densities: tuple[float, ...] = (1.0, 0.1, 0.5)
-    steps: int = 20
+    steps: int = 0
+    """As in `Plan`."""
     repeats: int = 3
     """Measurements of each point: the largest peak counts, and the median of the steps."""
 

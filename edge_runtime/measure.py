@@ -46,6 +46,7 @@ from edge_runtime.tree import Flat, Layout
 
 _WARM_UP = 3
 """Steps that are not timed: the first ones pick kernels and grow pools of memory."""
+_FEWEST_STEPS, _LEAST_S = 20, 1.0
 _SAMPLES_PER_BATCH = 4
 """How many batches of samples the device is given to draw from."""
 _LR = 1e-4  # small, so that no model diverges on noise
@@ -76,6 +77,10 @@ class _TimedBatches(SeededBatches):
             self.warmed_up()
         self.began_s.append(_now_s())
         return super().sample(batch_size)
+
+    def timed_s(self) -> float:
+        """Say how long the timed steps took so far, with what is between them."""
+        return self.ended_s[-1][0] - self.began_s[_WARM_UP][0]
 
     def steps_ms(self) -> NDArray[np.float64]:
         """Say how long each step took but the last, whose end nobody saw, and of how much CPU time [steps, 2]."""
@@ -108,13 +113,20 @@ def measure(plan: Plan) -> Measurement:
     start = _start(model.layout, dense.layout.shapes)
     loaded = meter.memory()
     reset = meter.reset_peak()
-    # One step more than are timed: a step ends where the next begins.
-    settings = sgd.Sgd(lr=_LR, momentum=0.9, local_steps=_WARM_UP + plan.steps + 1, batch_size=plan.batch)
     sensors = Sensors()
     recorder = Recorder(sensors)
+
+    def train(steps: int) -> None:
+        settings = sgd.Sgd(lr=_LR, momentum=0.9, local_steps=steps, batch_size=plan.batch)
+        sgd.descend(model, start, batches, settings, 0)
+
     with contextlib.ExitStack() as stack:
         batches.warmed_up = lambda: stack.enter_context(recorder)
-        sgd.descend(model, start, batches, settings, 0)
+        # One step more than are timed: a step ends where the next begins.
+        train(_WARM_UP + (plan.steps or _FEWEST_STEPS) + 1)
+        missing_s = 0 if plan.steps else _LEAST_S - batches.timed_s()
+        if missing_s > 0:
+            train(math.ceil(missing_s / batches.timed_s() * _FEWEST_STEPS))
     trained, hardware = meter.memory(), recorder.figures()
     (first_ms, _), (steps_ms, steps_cpu_ms) = batches.steps_ms()[0], batches.steps_ms()[_WARM_UP:].T
     p10, median, p90 = (float(value) for value in np.percentile(steps_ms, [10, 50, 90]))
@@ -125,7 +137,7 @@ def measure(plan: Plan) -> Measurement:
         threads=plan.compute.threads,
         arena=plan.compute.arena,
         batch=plan.batch,
-        steps=plan.steps,
+        steps=len(steps_ms),
         density=plan.density,
         parameters=dense.layout.size,
         active=model.layout.size,
@@ -144,7 +156,7 @@ def measure(plan: Plan) -> Measurement:
         step_ms_p90=p90,
         step_cpu_ms=float(np.median(steps_cpu_ms)),
         reference_ms=statistics.median(batches.reference_ms[_WARM_UP:]),
-        step_energy_j=None if recorder.energy_j is None else recorder.energy_j / (plan.steps + 1),
+        step_energy_j=None if recorder.energy_j is None else recorder.energy_j / (len(steps_ms) + 1),
         power=sensors.power.name if sensors.power else None,
         temperature_c=hardware.get("temperature-c"),
         throttled=bool(hardware["throttled"]) if "throttled" in hardware else None,

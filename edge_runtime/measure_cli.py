@@ -58,7 +58,9 @@ def _add_measure(commands: Any) -> None:
     show.add_argument("--accelerator", default="cpu", choices=DEVICES, help="cuda: for onnx and torch (default cpu)")
     show.add_argument("--no-arena", action="store_true", help="let onnx give memory back after every operator: slower")
     show.add_argument("--batch", type=int, default=32, metavar="N", help="samples in a step (default 32)")
-    show.add_argument("--steps", type=int, default=20, metavar="N", help="steps that are timed (default 20)")
+    show.add_argument(
+        "--steps", type=int, default=0, metavar="N", help="steps that are timed (default 20, and more for a second)"
+    )
     show.add_argument(
         "--density", type=float, default=1.0, metavar="D", help="part of the parameters that is trained (default 1)"
     )

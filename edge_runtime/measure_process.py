@@ -29,8 +29,8 @@ class Plan:
     """A built-in name, or the folder of a bundle."""
     compute: Compute
     batch: int = 32
-    steps: int = 20
-    """How many are timed."""
+    steps: int = 0
+    """How many are timed; 0: at least 20, and for a second."""
     density: float = 1.0
     """Part of the parameters that are active; below 1 they are trained packed."""
 
@@ -38,7 +38,7 @@ class Plan:
         """Check every field."""
         if self.batch < 1:
             raise ConfigError(f"batch must be 1 or more, not {self.batch}")
-        if self.steps < 1:
+        if self.steps < 0:
             raise ConfigError(f"steps must be 1 or more, not {self.steps}")
         if not 0 < self.density <= 1:
             raise ConfigError(f"density must be above 0 and at most 1, not {self.density:g}")

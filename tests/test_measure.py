@@ -110,7 +110,7 @@ def test_the_table_has_a_line_for_each_backend() -> None:
         (("--accelerator", "tpu"), "'tpu' is unknown"),
         (("--batch", "0"), "batch must be 1 or more, not 0"),
         (("--batch", "many"), "--batch must be a whole number, not 'many'"),
-        (("--steps", "0"), "steps must be 1 or more, not 0"),
+        (("--steps", "-1"), "steps must be 1 or more, not -1"),
         (("--density", "1e-5"), "no active weight; raise it"),
         (("--density", "0"), "density must be above 0 and at most 1, not 0"),
         (("--density", "nan"), "density must be above 0 and at most 1, not nan"),
