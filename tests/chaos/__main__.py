@@ -7,6 +7,7 @@ make chaos ARGS="--json"            # for scripts; exit code 1 where a row that 
 
 import argparse
 import json
+import logging
 import sys
 import time
 import traceback
@@ -29,6 +30,8 @@ def main() -> int:
         return 2
     scale = Scale(options.part, options.seed, options.folder)
     scale.folder.mkdir(parents=True, exist_ok=True)
+    # Hundreds of lines of a row are what is to be said of forged messages and full disks.
+    logging.basicConfig(filename=scale.folder / "log", format="%(asctime)s %(name)s: %(message)s")
     records = []
     for row in wanted:
         sys.stderr.write(f"{row.name:6} {row.what} ...\n")
