@@ -52,12 +52,11 @@ def _beside(known: Costs | None, one: Measurement) -> Record:
     found = known and budget.estimate(known, one.backend, one.density, one.batch)
     if not found:
         return {"estimate_bytes": None, "estimate_error": None, "estimate_step_ms": None, "estimate_step_error": None}
-    step_ms = found.step * one.reference_ms
     return {
         "estimate_bytes": found.peak_bytes,
         "estimate_error": found.peak_bytes / one.over_baseline_bytes - 1,
-        "estimate_step_ms": step_ms,
-        "estimate_step_error": step_ms / one.step_cpu_ms - 1,
+        "estimate_step_ms": found.step / one.step * one.step_cpu_ms,
+        "estimate_step_error": found.step / one.step - 1,
     }
 
 

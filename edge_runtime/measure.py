@@ -129,6 +129,7 @@ def measure(plan: Plan) -> Measurement:
             train(math.ceil(missing_s / batches.timed_s() * _FEWEST_STEPS))
     trained, hardware = meter.memory(), recorder.figures()
     (first_ms, _), (steps_ms, steps_cpu_ms) = batches.steps_ms()[0], batches.steps_ms()[_WARM_UP:].T
+    reference_ms = np.array(batches.reference_ms[_WARM_UP:])
     p10, median, p90 = (float(value) for value in np.percentile(steps_ms, [10, 50, 90]))
     return Measurement(
         model=plan.model,
@@ -155,7 +156,8 @@ def measure(plan: Plan) -> Measurement:
         step_ms_median=median,
         step_ms_p90=p90,
         step_cpu_ms=float(np.median(steps_cpu_ms)),
-        reference_ms=statistics.median(batches.reference_ms[_WARM_UP:]),
+        reference_ms=statistics.median(reference_ms),
+        step=float(np.median(steps_cpu_ms / ((reference_ms[1:] + reference_ms[:-1]) / 2))),
         step_energy_j=None if recorder.energy_j is None else recorder.energy_j / (len(steps_ms) + 1),
         power=sensors.power.name if sensors.power else None,
         temperature_c=hardware.get("temperature-c"),

@@ -88,6 +88,10 @@ class Measurement:
     """Median CPU time of a step, of all threads."""
     reference_ms: float
     """Median CPU time of a small task of fixed size, done between the steps (`speed.py`)."""
+    step: float
+    """A step in references, which a machine whose speed changes has about as many of at any time: the median of each
+    step's CPU time to the mean of what the reference took before and after it.
+    """
     step_energy_j: float | None = None
     """Mean of a timed step, of all that the sensor sees; None, here and below: the device does not tell."""
     power: str | None = None
@@ -96,11 +100,6 @@ class Measurement:
     """The highest over the timed steps."""
     throttled: bool | None = None
     """Whether heat or a weak supply slowed the processor down meanwhile."""
-
-    @property
-    def step(self) -> float:
-        """Tell a step in references, which a machine whose speed changes has about as many of at any time."""
-        return self.step_cpu_ms / self.reference_ms
 
 
 def is_bundle(model: str) -> bool:

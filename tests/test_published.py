@@ -48,6 +48,7 @@ MEASURED = Measurement(
     step_ms_p90=3.0,
     step_cpu_ms=2.0,
     reference_ms=0.75,
+    step=2.7,
     step_energy_j=0.0125,
     power="pmic: all rails",
 )

@@ -48,6 +48,7 @@ def measurement(plan: Plan, step_ms: float, over_bytes: int = 30) -> Measurement
         step_ms_p90=step_ms + 1,
         step_cpu_ms=step_ms,
         reference_ms=1.0,
+        step=step_ms,
     )
 
 
