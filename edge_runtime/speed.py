@@ -1,11 +1,12 @@
-"""How fast this machine is just now, by a small task of somewhat less than a millisecond: the unit of step times.
+"""How fast this machine is just now, by a small task of half a millisecond: the unit of step times.
 
 A step of training that took eight of these tasks on one machine takes about eight of its own on another; and where a
 machine's speed changes from one second to the next, the two change together. A step is both products of matrices,
 which convolutions and dense layers are made of, and calls: a small model's is hardly more than these. What slows the
 one down may leave the other alone: two threads of a core share what fetches instructions, which halved the speed of
-calls on a machine where that of products fell by a tenth. So the task is half the one and half the other. How near the
-ratio of two machines is to that of their steps depends on the libraries that they have.
+calls on a machine where that of products fell by a tenth. So the task is three parts of the one and seven of the other,
+by what steps of models of all sizes did on that machine. How near the ratio of two machines is to that of their steps
+depends on the libraries that they have.
 
 Time is CPU time: what it takes on a core that does nothing else, which is what can be said of a device beforehand.
 """
@@ -15,7 +16,7 @@ import time
 
 import numpy as np
 
-_SIZE = 256
+_SIZE = 192
 _CALLS = 120
 _WARM_UP, _TIMES = 3, 30
 
