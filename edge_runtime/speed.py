@@ -3,9 +3,9 @@
 A step of training that took eight of these tasks on one machine takes about eight of its own on another; and where a
 machine's speed changes from one second to the next, the two change together. A step is both products of matrices,
 which convolutions and dense layers are made of, and calls: a small model's is hardly more than these. What slows the
-one down may leave the other alone: two threads of a core share what fetches instructions, which halved the speed of
-calls on a machine where that of products fell by a tenth. So the task is three parts of the one and seven of the other,
-by what steps of models of all sizes did on that machine. How near the ratio of two machines is to that of their steps
+one down may leave the other alone: on a virtual machine beside others, calls took up to 1.8 times as long in phases in
+which products took 1.1 times. So the task is three parts of the one and seven of the other, by what steps of models of
+all sizes did there (`docs/decisions/010-budgets.md`). How near the ratio of two machines is to that of their steps
 depends on the libraries that they have.
 
 Time is CPU time: what it takes on a core that does nothing else, which is what can be said of a device beforehand.
