@@ -36,6 +36,12 @@ def test_every_installed_backend_is_measured(backend: str) -> None:
     assert 0 < found.step_ms_p10 <= found.step_ms_median <= found.step_ms_p90
 
 
+def test_short_steps_are_timed_more_often_unless_somebody_says_how_often() -> None:
+    found = measure_process.measure(Plan("linear", Compute("numpy"), batch=1), ENVIRONMENT)
+    assert found.steps > 20
+    assert found.step > 0
+
+
 @pytest.mark.parametrize("backend", compute.installed())
 def test_below_density_1_the_active_values_are_trained_and_a_bit_tells_which(backend: str) -> None:
     found = measure_process.measure(replace(PLAN, compute=Compute(backend), density=0.25), ENVIRONMENT)
