@@ -66,6 +66,12 @@ def counts(database: Database) -> tuple[int, int]:
     return judged or 0, applied or 0
 
 
+def newest(database: Database, device: str) -> int:
+    """Give the number of the newest task of a device whose update is packed; -1: none is."""
+    row = database.row("SELECT round FROM archived WHERE device = ?", (device,))
+    return -1 if row is None else int(row[0])
+
+
 def _rows(database: Database, where: str, values: tuple[int, ...]) -> Iterator[Judged]:
     query = f"SELECT round, phase, device, number, metrics, reason FROM upload {where} ORDER BY number, phase, device"  # noqa: S608
     for round_, phase, device, number, metrics, reason in database.rows(query, values):

@@ -99,10 +99,17 @@ class Journal:
         with self._database.transaction():
             self._database.write("INSERT OR REPLACE INTO run VALUES (?, ?)", (key, value))
 
-    def next_epoch(self) -> int:
-        """Count this start of the coordinator, durably."""
-        epoch = int(self.get("epoch") or 0) + 1
-        self.set("epoch", str(epoch))
+    def next_epoch(self, now_s: int = 0) -> int:
+        """Count this start of the coordinator, durably, and number it above all before it.
+
+        Args:
+            now_s: Unix time. By it a start from a backup comes after those that the backup knows nothing of; if the
+                clock is wrong, or not known (0), after those that it knows.
+        """
+        epoch, starts = max(int(self.get("epoch") or 0) + 1, now_s), int(self.get("starts") or 0) + 1
+        with self._database.transaction():
+            for fact in (("epoch", str(epoch)), ("starts", str(starts))):
+                self._database.write("INSERT OR REPLACE INTO run VALUES (?, ?)", fact)
         return epoch
 
     def progress(self, asynchronous: bool = False) -> Progress:
@@ -222,10 +229,10 @@ class Journal:
             "SELECT digest, reason FROM upload WHERE round = ? AND phase = ? AND device = ?",
             (offer.round, offer.phase, device),
         )
-        if row is None and offer.phase == "train" and self.devices.base(device) == offer.blob.digest:
-            return "applied", ""  # so long ago that its row was packed
         if row is None:
-            return "late", "the round is over"
+            packed = offer.phase == "train" and offer.round <= archive.newest(self._database, device)
+            counts = packed and self.devices.base(device) == offer.blob.digest
+            return ("applied", "") if counts else ("late", "the round is over")
         if row[0] != offer.blob.digest:
             return "rejected", "another update of this device stands for this round"
         return ("rejected", row[1]) if row[1] else ("applied", "")

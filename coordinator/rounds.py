@@ -195,6 +195,8 @@ class RoundsCore:
         progress = self.progress
         if offer.run != self.plan.run:
             return [Tell(device, fate_of(offer, "gone"))]
+        if offer.round > progress.round:  # after a start from a backup
+            return [Tell(device, fate_of(offer, "rejected", "no such task was given"))]
         if (offer.round, offer.phase) != (progress.round, progress.phase) or device in progress.accepted:
             return [Look(device, offer)]
         if device not in progress.cohort or device in self.refused:

@@ -123,7 +123,7 @@ def _standing(folder: Path, database: sqlite3.Connection) -> Standing:
         count("SELECT COUNT(*) FROM device"),
         count("SELECT COUNT(*) FROM upload WHERE reason = ''"),
         count("SELECT COUNT(*) FROM upload WHERE reason != ''"),
-        int(facts.get("epoch", 0)),
+        int(facts.get("starts", 0)),
         facts.get("started", ""),
         who[0] if who else 0,
         who[1] if who else "",

@@ -77,7 +77,7 @@ def over_mqtt(
         run_id = _identify(journal, run, secrets.token_hex(16))
         journal.set("link", json.dumps(dataclasses.asdict(dataclasses.replace(link, password=None))))
         inbox = Inbox(transport, run.config.fleet)
-        plan = run.plan(run_id, journal.next_epoch())
+        plan = run.plan(run_id, journal.next_epoch(int(time.time())))
         tally = Tally(traffic=transport.traffic)
         post = TopicPost(run.config.fleet, transport, gate, tally)
         coordinator = Coordinator(plan, run, journal, post, gate, tally)

@@ -127,7 +127,8 @@ class Task:
 
     run: str
     epoch: int
-    """Counts the coordinator's starts; a device ignores a lower one than it has seen in this run."""
+    """Orders the coordinator's starts. A device takes what is later than the last task it has done in this run, by
+    epoch and then round: a coordinator that was started from a backup is right about the round."""
     round: int
     phase: str
     """`train`, `evaluate`, `score`: say which channels matter to this device (`importance.py`), before the first round;

@@ -235,13 +235,10 @@ class DeviceCore:
         return [Send(Refuse(task.run, task.round, False, reason, task.phase))]
 
     def _on_task(self, task: Task) -> list[Action]:
-        pending = self.memory.pending
-        if pending is not None:
-            if (task.run, task.round) == (pending.run, pending.round) and task.down.chunk < pending.blob.chunk:
-                return self._cut(pending, task.down.chunk)
-            return self._offer()
+        if self.memory.pending is not None:
+            return self._answer(task, self.memory.pending)
         if self._stale(task):
-            return []
+            return self._decline(task)
         if self.task is not None and _same(task, self.task):
             self.task = task
             if self._incoming is not None and self._incoming.blob not in (task.setup, task.down):
@@ -254,15 +251,32 @@ class DeviceCore:
         self._incoming = None
         return self._advance()
 
+    def _answer(self, task: Task, pending: Offer) -> list[Action]:
+        """Offer what is pending; if it is this task's, of which a later start of the coordinator asks, note that."""
+        if (task.run, task.round, task.phase) != (pending.run, pending.round, pending.phase):
+            return self._offer()
+        if task.epoch > self.memory.epoch:
+            self.memory = replace(self.memory, epoch=task.epoch)
+            return [Remember(self.memory), *self._answer(task, pending)]
+        return self._cut(pending, task.down.chunk) if task.down.chunk < pending.blob.chunk else self._offer()
+
     def _cut(self, pending: Offer, chunk: int) -> list[Action]:
         self.memory = replace(self.memory, pending=replace(pending, blob=replace(pending.blob, chunk=chunk)))
         return [Remember(self.memory), *self._offer()]
 
     def _stale(self, task: Task) -> bool:
-        done, now = self.memory, self.task
-        if task.run == done.run and (task.epoch < done.epoch or _done(task) <= done.round):
+        """Say whether a later start of the coordinator was heard, or as late a task of the same one done."""
+        asked, done, now = (task.epoch, _done(task)), self.memory, self.task
+        if task.run == done.run and asked <= (done.epoch, done.round):
             return True
-        return now is not None and task.run == now.run and (task.epoch < now.epoch or _done(task) < _done(now))
+        return now is not None and task.run == now.run and asked < (now.epoch, _done(now))
+
+    def _decline(self, task: Task) -> list[Action]:
+        """Say to the coordinator of now that what it asks for is done; it may have forgotten that, or wait for good."""
+        done = self.memory
+        if self.task is not None or (task.run, task.epoch) != (done.run, done.epoch):
+            return []
+        return [Send(Refuse(task.run, task.round, False, f"round {done.round} is behind this device", task.phase))]
 
     def _advance(self) -> list[Action]:
         if self.task is None:

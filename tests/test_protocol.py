@@ -149,11 +149,37 @@ def test_a_fate_for_another_update_changes_nothing() -> None:
     assert device.memory.pending == OFFER
 
 
-def test_a_task_of_a_round_that_is_done_or_of_an_older_coordinator_is_ignored() -> None:
+def test_a_task_of_an_older_coordinator_is_ignored_and_one_that_is_done_is_declined() -> None:
     device = after_training()
     device.handle(FATE)
-    assert device.handle(TASK) == []
     assert device.handle(replace(TASK, round=1, epoch=0)) == []
+    declined = Refuse("run", 0, False, "round 0 is behind this device")
+    assert device.handle(TASK) == [Send(declined)]
+    device.handle(replace(TASK, round=1, base=UP.digest))
+    assert device.handle(TASK) == []  # late: the coordinator waits for the other one
+
+
+def test_a_coordinator_that_was_started_from_a_backup_is_right_about_the_round() -> None:
+    device = core(Memory("run", epoch=1, round=5, base=UP.digest))
+    for late in (replace(TASK, round=5), replace(TASK, round=3)):
+        (action,) = device.handle(late)
+        assert isinstance(action, Send)
+        assert isinstance(action.message, Refuse)
+        assert not action.message.lost
+    assert device.handle(replace(TASK, round=3, epoch=2, base=UP.digest))[-1] == Train(device.task)  # type: ignore[arg-type]
+    assert device.handle(replace(TASK, round=6)) == []
+    device.trained(replace(TASK, round=3, epoch=2, base=UP.digest), UP, {})
+    assert (device.memory.epoch, device.memory.round) == (2, 3)
+
+
+def test_a_later_start_of_the_coordinator_that_asks_for_what_is_pending_is_remembered() -> None:
+    device = after_training()
+    remembered, said = device.handle(replace(TASK, epoch=2))
+    assert (remembered, said) == (Remember(replace(device.memory, epoch=2)), Send(OFFER))
+    device.handle(FATE)
+    (declined,) = device.handle(replace(TASK, epoch=2))  # said again: it is not done twice
+    assert isinstance(declined, Send)
+    assert isinstance(declined.message, Refuse)
 
 
 def test_the_same_task_from_a_coordinator_that_was_started_again_does_not_train_again() -> None:
@@ -238,7 +264,7 @@ def test_scores_come_before_the_round_of_their_number_and_change_no_state() -> N
     assert held.handle(asked) == []  # it comes late, and must not end the training
     held.trained(TASK, UP, {})
     held.handle(FATE)
-    assert held.handle(asked) == []
+    assert held.handle(asked) == [Send(Refuse("run", 0, False, "round 0 is behind this device", "score"))]
 
 
 def test_who_cannot_score_says_so_of_that_task_only() -> None:

@@ -5,6 +5,7 @@ nothing of that: the functions of the standard library that it writes with are r
 """
 
 import contextlib
+import dataclasses
 import os
 import random
 import shutil
@@ -172,6 +173,11 @@ def verdict(fleet: Fleet, expected: str) -> str:
     """
     if not fleet.plan.buffer:
         return "" if fleet.outcome() == expected else "another end"
+    return _recount(fleet)
+
+
+def _recount(fleet: Fleet) -> str:
+    """Say what is wrong if the journal does not give the end again, from one update of each device for each round."""
     assert fleet.journal is not None
     found = replay(fleet.run_of(), fleet.journal)
     bases = {name: fleet.devices[name].core.memory.base for name in fleet.plan.devices}
@@ -248,6 +254,54 @@ def _leave_one_out(fleet: Fleet, rng: random.Random) -> None:
     coordinator = fleet.coordinator
     if coordinator and len(coordinator.core.progress.accepted) == 2 and rng.random() < 0.5:
         fleet.guard("", coordinator.deadline)
+
+
+def backups(scale: Scale) -> Figure:
+    """Put the run's folder back as it was some rounds ago; the devices know more than the coordinator then."""
+    wrong, tried, rounds = dict[str, str](), 0, 6
+    for name, small in _PLANS.items():
+        plan = dataclasses.replace(small, rounds=rounds, keep_updates=True)
+        for taken, back, starts in _moments(rounds, scale):
+            place = f"{name}: taken in round {taken}, put back in round {back}, after {starts} starts"
+            with tempfile.TemporaryDirectory(dir=scale.folder) as folder:
+                if found := _put_back(Path(folder), plan, taken, back, starts):
+                    wrong[place] = found
+            tried += 1
+    text = f"{tried - len(wrong)} of {tried} go on to the end, in a state that the journal gives again"
+    return Figure(text, not wrong, {"wrong": wrong})
+
+
+def _moments(rounds: int, scale: Scale) -> list[tuple[int, int, int]]:
+    """Choose rounds of the backup and of its return, and the coordinator's starts between them."""
+    every = [(taken, back, n) for taken in range(rounds) for back in range(taken, rounds) for n in (0, 1, 3)]
+    return [every[place] for place in _spread(len(every), scale.of(len(every), 4))]
+
+
+def _put_back(folder: Path, plan: Plan, taken: int, back: int, starts: int) -> str:
+    fleet = Fleet(folder, plan)
+    run, backup = folder / "run", folder / "backup"
+
+    def play_to(number: int) -> None:
+        """Play to the first update of a round."""
+        while fleet.coordinator is None or fleet.coordinator.core.standing[:2] < (number, 1):
+            fleet.bus.step()
+
+    play_to(taken)
+    fleet.kill("")
+    shutil.copytree(run, backup)
+    fleet.boot("")
+    for _ in range(starts):
+        fleet.kill("")
+        fleet.boot("")
+    play_to(back)
+    fleet.kill("")
+    shutil.rmtree(run)
+    backup.rename(run)
+    fleet.bus.later(60.0, lambda: fleet.boot(""))
+    done = fleet.play()
+    wrong = _recount(fleet) if done else "stuck"
+    fleet.close()
+    return wrong
 
 
 @contextlib.contextmanager
@@ -332,4 +386,5 @@ ROWS = [
     Row("R5", "the journal replayed offline", "bit-equal, also with a partial quorum", replays),
     Row("R6", "a crash at every write and message of a run", "all resume the same round", crash_points),
     Row("R13", "disk full at 20 random points of each side", "0 corrupt, goes on when space returns", full_disks),
+    Row("backup", "a run's folder put back as it was rounds ago", "all go on to the end", backups),
 ]

@@ -239,7 +239,9 @@ class Fleet:
             return sent
 
         post.send, post.share = send, lambda chunk: self._share(out, chunk)
-        self.coordinator = coordinator = Coordinator(run.plan("run", journal.next_epoch()), run, journal, post)
+        self.coordinator = coordinator = Coordinator(
+            run.plan("run", journal.next_epoch(int(self.bus.now_s))), run, journal, post
+        )
         birth = self.seen.births[""]
 
         def pump() -> None:

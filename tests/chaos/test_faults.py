@@ -12,7 +12,7 @@ from tests.chaos.scorecard import Row, Scale
 pytestmark = pytest.mark.filterwarnings(  # a process that dies closes nothing
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
 )
-SMALL = {"R5": 0.05, "R6": 0.01, "R9": 0.001, "R9-live": 0.003, "R13": 0.05, "R14": 0.002, "R22": 0.1}
+SMALL = {"R5": 0.05, "R6": 0.01, "R9": 0.001, "R9-live": 0.003, "R13": 0.05, "R14": 0.002, "R22": 0.1, "backup": 0.1}
 
 
 @pytest.mark.parametrize("row", [*faults.ROWS, *damage.ROWS, *live.ROWS], ids=lambda row: str(row.name))

@@ -1,6 +1,7 @@
 """What the journal keeps, what it notices, and what it drops."""
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import os
@@ -73,6 +74,19 @@ def test_the_newest_update_of_a_device_is_known_however_long_ago_it_was(journal:
     assert journal.fate("a", offer_of(0, "a")[0]) == ("late", "the round is over")
     newest = 3 * archive.KEPT_ROUNDS - 1
     assert journal.fate("b", offer_of(newest, "b")[0]) == ("rejected", "nonsense")
+
+
+def test_the_newest_update_offered_as_that_of_another_round_is_not_taken_for_it(journal: Journal) -> None:
+    do_rounds(journal, 0, 2)
+    newest = offer_of(1, "a")[0]
+    for other in (0, 2, 200):
+        assert journal.fate("a", dataclasses.replace(newest, round=other))[0] != "applied"
+    assert journal.fate("a", newest) == ("applied", "")
+
+
+def test_every_start_has_a_higher_number_whatever_the_clock_says(journal: Journal) -> None:
+    assert [journal.next_epoch(now_s) for now_s in (0, 1000, 1000, 0, 999, 2000)] == [1, 1000, 1001, 1002, 1003, 2000]
+    assert journal.get("starts") == "6"
 
 
 def test_the_database_grows_by_little_once_old_updates_are_packed(tmp_path: Path) -> None:

@@ -104,6 +104,11 @@ def test_an_offer_for_a_round_that_is_over_asks_the_journal_and_one_of_another_r
     assert core.handle("a", offer(run="old")) == [Tell("a", fate("gone", run="old"))]
 
 
+def test_an_offer_for_a_round_to_come_is_of_no_task_that_was_given() -> None:
+    core = opened()
+    assert core.handle("a", offer(1)) == [Tell("a", fate("rejected", "no such task was given", round_=1))]
+
+
 def test_an_update_from_outside_the_cohort_or_beyond_the_size_limit_is_rejected() -> None:
     core = opened()
     (action,) = core.handle("z", offer())

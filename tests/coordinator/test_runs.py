@@ -1,6 +1,7 @@
 """Runs that are there: listed, shown, stopped, gone on with, and computed again."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -73,19 +74,28 @@ def test_where_nothing_is_one_line_says_so(simulated: Path, tmp_path: Path) -> N
     assert "was simulated in memory" in done.stderr
 
 
+def start(place: Path, port: int) -> subprocess.Popen[bytes]:
+    flags = ["start", "-p", str(port), "--folder", str(place), "--runs", str(place.parent), "--rounds", "10"]
+    for setting in ("run.devices=3", "algorithm.local-epochs=1", "run.keep-updates=true"):
+        flags += ["--set", setting]
+    return subprocess.Popen(command(*flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for_round(place: Path, number: int) -> None:
+    until = time.monotonic() + 90
+    while not list(place.glob("*/checkpoint-*")) or runs.standing(runs.the_one(place)).round < number:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 def test_a_run_is_stopped_at_once_and_goes_on_from_its_folder_alone(tmp_path: Path) -> None:
     place = tmp_path / "first"
     with (
         brokers.start("auto", folder=tmp_path / "broker") as broker,
         fleet.agents(NAMES, broker, FLAGS, tmp_path, warm=False),
     ):
-        flags = ["start", "-p", str(broker.port), "--folder", str(place), "--runs", str(tmp_path), "--rounds", "10"]
-        for setting in ("run.devices=3", "algorithm.local-epochs=1", "run.keep-updates=true"):
-            flags += ["--set", setting]
-        first = subprocess.Popen(command(*flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until = time.monotonic() + 90
-        while not list(place.glob("*/checkpoint-*")) and time.monotonic() < until:
-            time.sleep(0.02)
+        first = start(place, broker.port)
+        wait_for_round(place, 1)
         assert runs.standing(runs.the_one(place)).process == first.pid
         assert f"process {first.pid} has ended; the run is stopped" in said("run", "stop", str(place))
         assert first.wait() == 130
@@ -95,3 +105,27 @@ def test_a_run_is_stopped_at_once_and_goes_on_from_its_folder_alone(tmp_path: Pa
     assert "checkpoints are bit-equal, and so is the final model" in said("run", "replay", str(place))
     shown = json.loads(said("run", "show", str(place), "--json"))
     assert (shown["state"], shown["starts"]) == ("finished", 2)
+
+
+def test_a_run_goes_on_from_a_backup_though_its_devices_have_come_further(tmp_path: Path) -> None:
+    place, backup = tmp_path / "run", tmp_path / "backup"
+    with (
+        brokers.start("auto", folder=tmp_path / "broker") as broker,
+        fleet.agents(NAMES, broker, FLAGS, tmp_path, warm=False),
+    ):
+        first = start(place, broker.port)
+        wait_for_round(place, 1)
+        said("run", "stop", str(place))
+        assert first.wait() == 130
+        shutil.copytree(place, backup)
+        kept = runs.standing(runs.the_one(place)).round
+        second = subprocess.Popen(command("run", "resume", str(place)), stdout=subprocess.DEVNULL)
+        wait_for_round(place, kept + 3)
+        second.kill()
+        second.wait()
+        shutil.rmtree(place)
+        backup.rename(place)
+        report = json.loads(said("run", "resume", str(place), "--json"))
+    assert [device["training_rounds"] for device in report["devices"]] == [10, 10, 10]
+    assert "checkpoints are bit-equal, and so is the final model" in said("run", "replay", str(place))
+    assert json.loads(said("run", "show", str(place), "--json"))["starts"] == 2
