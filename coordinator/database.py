@@ -97,7 +97,7 @@ class Database:
         found = [row[0] for row in connection.execute("PRAGMA quick_check(1)")]
         if found != ["ok"]:
             raise RunError(_damaged(self.path, found[0]))
-        connection.executescript(SCHEMA)
+        connection.executescript(f"BEGIN; {SCHEMA} COMMIT;")  # who looks in meanwhile sees no table, or all
         if level != "FULL" and self._known() is None:
             with connection:
                 connection.execute("INSERT INTO total VALUES (1, ?, 0)", (_NONE,))

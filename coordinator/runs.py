@@ -92,6 +92,8 @@ def standing(folder: Path) -> Standing:
         finally:
             database.close()
     except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
+        if "no such table" in str(error):
+            raise RunError(f"{path}: a run is only just being made, or never was; look again") from error
         raise RunError(f"{path}: cannot be read ({error}); restore a backup") from error
 
 

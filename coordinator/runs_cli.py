@@ -5,7 +5,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_runtime import config, identity
 from edge_runtime.command_line import add_command
@@ -14,6 +14,9 @@ from edge_runtime.coordinator.watch_cli import add_watching, watching
 from edge_runtime.errors import ConfigError, RunError
 from edge_runtime.link_cli import add_link, link
 from edge_runtime.notify import Notifier
+
+if TYPE_CHECKING:
+    from edge_runtime.coordinator.runs import Standing
 
 _RUNS, _LATEST = Path("runs"), Path("runs/latest")
 _LIST_EXAMPLES = """examples:
@@ -68,17 +71,28 @@ def add_commands(kinds: Any) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from edge_runtime.coordinator import runs
 
     if not options.folder.is_dir() and options.folder != _RUNS:
         raise ConfigError(f"{options.folder}: no such folder{config.nearest_path(options.folder)}")
-    found = [runs.standing(folder) for folder in runs.folders(options.folder)]
+    found, faults = list[runs.Standing](), list[str]()
+    for folder in runs.folders(options.folder):
+        try:
+            found.append(runs.standing(folder))
+        except RunError as error:
+            faults.append(str(error))
+    _print_list(options, found)
+    if faults:
+        raise RunError("\n".join(faults))
+
+
+def _print_list(options: argparse.Namespace, found: "list[Standing]") -> None:
     if options.json:
         sys.stdout.write(json.dumps([one.record() for one in found], indent=1) + "\n")
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("run", "algorithm", "state", "round", "devices", "started")
     for one in found:
         at = f"{one.round} of {one.rounds}"

@@ -88,6 +88,20 @@ def wait_for_round(place: Path, number: int) -> None:
         time.sleep(0.02)
 
 
+def test_a_journal_that_cannot_be_read_hides_no_other_run(simulated: Path, tmp_path: Path) -> None:
+    (good,) = runs.folders(simulated)
+    shutil.copytree(good, tmp_path / "good")
+    for name, content in (("bad", b"nonsense" * 100), ("young", b"")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "journal.sqlite").write_bytes(content)
+    done = subprocess.run(command("run", "list", str(tmp_path), "--json"), capture_output=True, text=True, check=False)
+    assert [one["folder"] for one in json.loads(done.stdout)] == [str(tmp_path / "good")]
+    bad, young = done.stderr.splitlines()
+    assert "bad/journal.sqlite: cannot be read" in bad
+    assert "young/journal.sqlite: a run is only just being made" in young
+    assert done.returncode == 5
+
+
 def test_a_run_is_stopped_at_once_and_goes_on_from_its_folder_alone(tmp_path: Path) -> None:
     place = tmp_path / "first"
     with (
