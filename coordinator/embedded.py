@@ -107,6 +107,10 @@ class Said(bytes):
     by = ""
     """Its id."""
 
+    def __repr__(self) -> str:
+        """Be short: amqtt writes each message out for a log that is off."""
+        return f"{len(self)} bytes of {self.by}"
+
 
 class Handler(BrokerProtocolHandler):  # type: ignore[misc]
     """The protocol with one client: keep-alive enforced, and a bound on what waits for it."""
@@ -170,6 +174,9 @@ class GuardedBroker(Broker):  # type: ignore[misc]
         secured = {"ssl": True} if fleet else {}
         super().__init__({"listeners": {"default": {"type": "tcp", "bind": bind, **secured}}, "plugins": {}})
         self._broadcast_queue: asyncio.Queue[Any] = asyncio.Queue(_TURNS)
+        self._next_turn = asyncio.Lock()
+        """First come, first served. Those who wait for a full queue itself are not: who always comes just as a place is
+        free takes it from one who was woken for it, and a client that never pauses keeps all others out for good."""
         self._hashes = hashes
         self._open = 0
         self._next_s = 0.0
@@ -298,7 +305,8 @@ class GuardedBroker(Broker):  # type: ignore[misc]
     ) -> None:
         said = Said(data or b"")
         said.by = str(session.client_id) if session else ""
-        await super()._broadcast_message(session, topic, said, force_qos)
+        async with self._next_turn:
+            await super()._broadcast_message(session, topic, said, force_qos)
 
     async def retain_message(self, *arguments: Any) -> None:
         """Retain nothing."""

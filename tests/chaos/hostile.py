@@ -8,7 +8,6 @@ import os
 import select
 import shutil
 import socket
-import statistics
 import subprocess
 import sys
 import threading
@@ -122,24 +121,24 @@ def attack(port: int, topic: str, seconds: float, part: float) -> None:
         greeting = b"\x10" + CLAIM if index % 2 else connect_packet(f"claims-{index}") + b"\x30" + CLAIM
         strangers.append(Stranger(port, greeting + _field(topic.encode()), noise))
     strangers += [Stranger(port, connect_packet(f"silent-{i}") if i % 2 else b"") for i in range(silent)]
+    stop = threading.Event()
+    flooding = threading.Thread(target=flood, args=(port, topic, stop))
+    flooding.start()
     for stranger in strangers:
         stranger.open()
-    stop = threading.Event()
-    flood = threading.Thread(target=_flood, args=(port, topic, stop))
-    flood.start()
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         for stranger in strangers:
             stranger.turn()
         time.sleep(0.2)
     stop.set()
-    flood.join()
+    flooding.join()
     taken = sum(stranger.sent for stranger in strangers)
     sys.stdout.write(f"{sum(s.connections for s in strangers)} connections, {taken / 1e6:.0f} MB of claims\n")
 
 
-def _flood(port: int, topic: str, stop: threading.Event) -> None:
-    """Publish 50 MB a second, or as much as is taken: chunks of nothing and noise, on a device's topic and others."""
+def flood(port: int, topic: str, stop: threading.Event, bytes_per_s: float = FLOOD_BYTES_PER_S) -> None:
+    """Publish so much a second, or as much as is taken: chunks of nothing and noise, on a device's topic and others."""
     noise = os.urandom(60_000)
     chunk = encode(Chunk("00" * 32, 0, noise))
     packets = [publish_packet(topic, chunk), publish_packet(topic, noise), publish_packet("garbage/a", noise)]
@@ -152,7 +151,7 @@ def _flood(port: int, topic: str, stop: threading.Event) -> None:
                 sock.sendall(connect_packet("flood"))
                 sock.settimeout(1.0)
                 while not stop.is_set():
-                    ahead_s = sent / FLOOD_BYTES_PER_S - (time.monotonic() - since_s)
+                    ahead_s = sent / bytes_per_s - (time.monotonic() - since_s)
                     if ahead_s > 0:
                         time.sleep(ahead_s)
                     view = memoryview(burst)
@@ -173,10 +172,14 @@ class Watched:
     rounds_s: list[float] = field(default_factory=list)
     rss: list[tuple[float, int]] = field(default_factory=list)
 
-    def durations_s(self, since_s: float, until_s: float) -> list[float]:
-        """Give the length of all rounds that fall in a span, at least in part; the last may not have ended."""
+    def longest_s(self, since_s: float, until_s: float) -> float:
+        """Give the length of the longest round that falls in a span, at least in part; the last may not have ended."""
         marks = [*self.rounds_s, time.monotonic()]
-        return [end - begin for begin, end in pairwise(marks) if end > since_s and begin < until_s]
+        return max(end - begin for begin, end in pairwise(marks) if end > since_s and begin < until_s)
+
+    def mean_s(self, since_s: float, until_s: float) -> float:
+        """Say what a round took in a span, on average: a median would hide that for most of it there was none."""
+        return (until_s - since_s) / max(1, sum(since_s < mark <= until_s for mark in self.rounds_s))
 
     def rss_bytes(self, since_s: float, until_s: float) -> list[int]:
         """Give what both took together in a span."""
@@ -256,21 +259,18 @@ def besieged(kind: str, scale: Scale) -> dict[str, object]:
         ended = time.monotonic()
         time.sleep(calm_s / 2)
         over = time.monotonic()
-    calm = watched.durations_s(start, attacked)
-    disturbed = watched.durations_s(attacked, ended)
+    calm_round_s, disturbed_round_s = watched.mean_s(start, attacked), watched.mean_s(attacked, ended)
     rounds_after = sum(ended < mark for mark in watched.rounds_s)
     before, during = watched.rss_bytes(start, attacked), watched.rss_bytes(attacked, over)
     shutil.rmtree(folder)
     return {
         "broker": kind,
         "rss_delta_bytes": max(during) - max(before),
-        "calm_round_s": statistics.median(calm),
-        "disturbed_round_s": statistics.median(disturbed),
-        "longest_disturbed_round_s": max(disturbed),
-        "disturbed_rounds_s": [round(one, 2) for one in disturbed],
-        "calm_rounds_s": [round(one, 2) for one in calm],
+        "calm_round_s": calm_round_s,
+        "disturbed_round_s": disturbed_round_s,
+        "longest_disturbed_round_s": watched.longest_s(attacked, ended),
         "rounds_after": rounds_after,
-        "slower": statistics.median(disturbed) / statistics.median(calm),
+        "slower": disturbed_round_s / calm_round_s,
         "strangers": done.stdout.split("\n")[:-1],
     }
 
@@ -284,7 +284,7 @@ def hostile(scale: Scale) -> Figure:
     """Besiege each broker."""
     found = [besieged(kind, scale) for kind in kinds()]
     text = "; ".join(
-        f"{one['broker']}: {one['rss_delta_bytes'] / 1048576:+.0f} MB, {one['slower']:.2f}x (median; longest "
+        f"{one['broker']}: {one['rss_delta_bytes'] / 1048576:+.0f} MB, {one['slower']:.2f}x (mean; longest "
         f"{one['longest_disturbed_round_s']:.1f} s)"
         for one in found
     )

@@ -1,11 +1,16 @@
 """The rows of strangers, of a cloud and of a first try, small."""
 
+import math
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from edge_runtime.coordinator import broker as brokers
+from edge_runtime.link import Link
+from edge_runtime.mqtt import Mqtt
 from tests.chaos import cloud, first_try, hostile
 from tests.chaos.cloud import Client, packets, text
 from tests.chaos.scorecard import Scale
@@ -15,6 +20,25 @@ def test_strangers_take_little_and_the_run_goes_on(tmp_path: Path) -> None:
     found = hostile.besieged("amqtt", Scale(0.05, 0, tmp_path))
     assert found["rss_delta_bytes"] <= hostile.MAX_DELTA_BYTES  # type: ignore[operator]
     assert found["rounds_after"] >= 1  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("kind", hostile.kinds())
+def test_a_client_that_never_pauses_keeps_no_other_out(kind: str, tmp_path: Path) -> None:
+    heard = threading.Semaphore(0)
+    with brokers.start(kind, folder=tmp_path) as broker:
+        honest, stop = Mqtt(Link(broker.host, broker.port, "honest")), threading.Event()
+        honest.start(["said/+"], lambda topic, payload: heard.release(), lambda up: None)
+        flood = threading.Thread(target=hostile.flood, args=(broker.port, "garbage/a", stop, math.inf))
+        flood.start()
+        try:
+            for _ in range(25):  # the flood has to last: clients are shut out once they fall in step with it
+                time.sleep(0.2)
+                honest.send("said/a", b"something")
+                assert heard.acquire(timeout=20.0), "shut out for 20 s"
+        finally:
+            stop.set()
+            flood.join()
+            honest.close()
 
 
 def test_a_run_keeps_to_the_limits_of_a_cloud(tmp_path: Path) -> None:
