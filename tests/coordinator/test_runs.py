@@ -1,10 +1,12 @@
 """Runs that are there: listed, shown, stopped, gone on with, and computed again."""
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -74,11 +76,22 @@ def test_where_nothing_is_one_line_says_so(simulated: Path, tmp_path: Path) -> N
     assert "was simulated in memory" in done.stderr
 
 
-def start(place: Path, port: int) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def running(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command beside the test; whatever becomes of that, it does not outlive it."""
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command(*arguments), stdout=quiet, stderr=quiet) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def started(place: Path, port: int) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
     flags = ["start", "-p", str(port), "--folder", str(place), "--runs", str(place.parent), "--rounds", "10"]
     for setting in ("run.devices=3", "algorithm.local-epochs=1", "run.keep-updates=true"):
         flags += ["--set", setting]
-    return subprocess.Popen(command(*flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return running(*flags)
 
 
 def wait_for_round(place: Path, number: int) -> None:
@@ -107,8 +120,8 @@ def test_a_run_is_stopped_at_once_and_goes_on_from_its_folder_alone(tmp_path: Pa
     with (
         brokers.start("auto", folder=tmp_path / "broker") as broker,
         fleet.agents(NAMES, broker, FLAGS, tmp_path, warm=False),
+        started(place, broker.port) as first,
     ):
-        first = start(place, broker.port)
         wait_for_round(place, 1)
         assert runs.standing(runs.the_one(place)).process == first.pid
         assert f"process {first.pid} has ended; the run is stopped" in said("run", "stop", str(place))
@@ -126,17 +139,15 @@ def test_a_run_goes_on_from_a_backup_though_its_devices_have_come_further(tmp_pa
     with (
         brokers.start("auto", folder=tmp_path / "broker") as broker,
         fleet.agents(NAMES, broker, FLAGS, tmp_path, warm=False),
+        started(place, broker.port) as first,
     ):
-        first = start(place, broker.port)
         wait_for_round(place, 1)
         said("run", "stop", str(place))
         assert first.wait() == 130
         shutil.copytree(place, backup)
         kept = runs.standing(runs.the_one(place)).round
-        second = subprocess.Popen(command("run", "resume", str(place)), stdout=subprocess.DEVNULL)
-        wait_for_round(place, kept + 3)
-        second.kill()
-        second.wait()
+        with running("run", "resume", str(place)):
+            wait_for_round(place, kept + 3)
         shutil.rmtree(place)
         backup.rename(place)
         report = json.loads(said("run", "resume", str(place), "--json"))
